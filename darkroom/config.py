@@ -1,0 +1,261 @@
+"""params.yaml as typed, frozen, strict sections: one class a stage, one field a number of the run."""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+Fraction = Field(ge=0, le=1)
+PositiveInt = Field(gt=0)
+
+
+class Section(BaseModel):
+    """Frozen and strict: no unknown key, no text where a number belongs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class IngestParams(Section):
+    size: int = Field(ge=8, le=4096)  # side of the square pictures, px
+    captions: list[Literal["text_file", "metadata", "folder"]]  # where to look, first hit wins; the template is last
+    caption_template: str = Field(min_length=1)  # {folder} and {stem} may be used; the caption of a photo without one
+    max_caption_characters: int = PositiveInt  # a longer caption rejects its photo
+    min_side: int = PositiveInt  # px; a photo with a shorter side is rejected
+    max_megapixels: float = Field(gt=0)  # declared size above this is rejected before decoding
+    max_rejected_fraction: float = Fraction  # above this the stage fails
+    background: str  # what shows through transparent pixels: "white", "#808080"
+    val_fraction: float = Field(gt=0, lt=1)  # held out, chosen by content hash
+    samples_per_shard: int = PositiveInt  # aimed at; membership is a function of the content hash
+    format: Literal["png", "jpeg"]  # of the pictures in the shards
+    jpeg_quality: int = Field(ge=1, le=100)
+    num_workers: int = Field(ge=0)  # processes; 0 = one a core
+
+
+class TrainingParams(Section):
+    """What every training stage has."""
+
+    steps: int = Field(ge=0)  # optimizer steps
+    batch_size: int = PositiveInt  # pictures per optimizer step over all processes
+    gradient_accumulation: int = PositiveInt  # micro-steps an optimizer step is split into
+    lr: float = Field(gt=0)
+    warmup_steps: int = Field(ge=0)
+    lr_decay: Literal["constant", "cosine"]
+    weight_decay: float = Field(ge=0)
+    grad_clip: float = Field(gt=0)  # largest gradient norm
+    ema_decay: float = Field(ge=0, lt=1)  # 0 = no averaging
+    precision: Literal["fp32", "bf16"]  # of the arithmetic; the weights are fp32
+    log_every: int = PositiveInt  # steps
+    val_every: int = PositiveInt  # steps
+    checkpoint_every: int = PositiveInt  # steps
+    num_processes: int = PositiveInt  # started by `accelerate launch`, one a device
+    seed: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "TrainingParams":
+        parts = self.num_processes * self.gradient_accumulation
+        if self.batch_size % parts:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of num_processes x gradient_accumulation "
+                f"({self.num_processes} x {self.gradient_accumulation} = {parts})"
+            )
+        return self
+
+
+class ClipModel(Section):
+    """The small two-tower CLIP that `mode: scratch` trains."""
+
+    embed_dim: int = PositiveInt  # of the shared space
+    image_size: int = PositiveInt  # px; pictures are resized to it
+    patch_size: int = PositiveInt  # px
+    vision_width: int = PositiveInt
+    vision_layers: int = PositiveInt
+    text_width: int = PositiveInt  # width of the token embeddings that the U-Net attends to
+    text_layers: int = PositiveInt
+    context_length: int = Field(ge=8, le=77)  # tokens, start and end marks included
+
+
+class TrainClipParams(TrainingParams):
+    mode: Literal["scratch", "finetune", "pretrained"]
+    pretrained: str  # `ARCH` and weights as `ARCH::TAG_OR_FILE`, `hf-hub:OWNER/NAME` or a local folder; "" in scratch
+    model: ClipModel
+
+    @model_validator(mode="after")
+    def _source_named(self) -> "TrainClipParams":
+        if self.mode != "scratch" and not self.pretrained:
+            raise ValueError(f"mode: {self.mode} needs `pretrained:`, e.g. ViT-B-32::laion2b_s34b_b79k or a local folder")
+        return self
+
+
+class VaeModel(Section):
+    latent_channels: int = PositiveInt
+    block_out_channels: list[int] = Field(min_length=1)  # one a resolution; each level after the first halves the side
+    layers_per_block: int = PositiveInt
+    norm_num_groups: int = PositiveInt
+    mid_block_add_attention: bool
+
+
+class TrainVaeParams(TrainingParams):
+    init: str  # a folder in diffusers' layout to start from; "" = new weights
+    model: VaeModel  # of new weights; ignored with `init`
+    likelihood: Literal["gaussian", "laplace"]  # of a pixel given its latents
+    decoder_scale: float = Field(gt=0)  # its standard deviation (gaussian) or scale (laplace), in units of [-1, 1]
+    kl_weight: float = Field(ge=0)  # 1 = the evidence lower bound
+    num_pictures: int = PositiveInt  # held-out reconstructions that are drawn
+
+
+class CacheLatentsParams(Section):
+    batch_size: int = PositiveInt
+    flip: bool  # cache the mirrored picture too; training draws one of the two
+    precision: Literal["fp32", "bf16"]
+    samples_per_shard: int = PositiveInt
+
+
+class UnetModel(Section):
+    block_out_channels: list[int] = Field(min_length=1)  # one a resolution
+    attention: list[bool] = Field(min_length=1)  # cross-attention at this resolution?
+    layers_per_block: int = PositiveInt
+    attention_head_dim: int = PositiveInt  # channels a head
+    norm_num_groups: int = PositiveInt
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> "UnetModel":
+        if len(self.attention) != len(self.block_out_channels):
+            raise ValueError(
+                f"model.attention has {len(self.attention)} entries, model.block_out_channels "
+                f"{len(self.block_out_channels)}: one each per resolution"
+            )
+        return self
+
+
+class ScheduleParams(Section):
+    kind: Literal["linear", "quadratic", "sigmoid", "scaled_linear", "cosine"]
+    num_train_timesteps: int = Field(ge=2)
+    beta_start: float = Field(gt=0, lt=1)
+    beta_end: float = Field(gt=0, lt=1)
+
+
+class SamplerParams(Section):
+    sampler: Literal["ddpm", "ddim", "euler", "heun", "dpmpp_2m"]
+    steps: int = PositiveInt
+    guidance_scale: float = Field(ge=0)  # 1 = off
+
+
+class TrainUnetParams(TrainingParams):
+    model: UnetModel
+    schedule: ScheduleParams
+    prediction: Literal["epsilon", "v_prediction"]
+    loss_weighting: Literal["simple", "min_snr"]
+    min_snr_gamma: float = Field(gt=0)
+    caption_dropout: float = Fraction  # share of captions replaced by the empty prompt, for guidance
+    sample_every: int = PositiveInt  # steps between sample pictures
+    num_samples: int = PositiveInt  # sample pictures, of held-out captions
+    sampling: SamplerParams  # of these pictures, and the default of the trained model
+
+
+class FeatureParams(Section):
+    """Whose features the distances are measured in."""
+
+    kind: Literal["clip", "torchvision"]  # clip = the run's own
+    arch: str = ""  # torchvision: e.g. squeezenet1_0
+    weights: str = ""  # torchvision: a local .safetensors file
+    size: int = Field(default=224, gt=0)  # torchvision: px
+    channels: Literal["rgb", "bgr"] = "rgb"
+    scale: float = Field(default=1.0, gt=0)  # torchvision: pixels are 0..scale before mean and std
+    mean: list[float] = Field(default=[0.485, 0.456, 0.406], min_length=3, max_length=3)
+    std: list[float] = Field(default=[0.229, 0.224, 0.225], min_length=3, max_length=3)
+
+    @model_validator(mode="after")
+    def _classifier_named(self) -> "FeatureParams":
+        if self.kind == "torchvision" and not (self.arch and self.weights):
+            raise ValueError("features.kind: torchvision needs features.arch and features.weights (a local .safetensors)")
+        return self
+
+
+class EvaluateParams(Section):
+    num_samples: int = Field(ge=2)  # pictures that are drawn
+    batch_size: int = PositiveInt
+    sampling: SamplerParams
+    seed: int = Field(ge=0)  # picture i has seed + i
+    features: FeatureParams
+    num_neighbours: int = PositiveInt  # k of precision and recall
+    num_grid: int = PositiveInt  # pictures in the grids
+
+
+class RegisterParams(Section):
+    model_name: str = Field(min_length=1)  # in the MLflow registry
+    metric: str = Field(min_length=1)  # of metrics.json, lower is better
+    standard_errors: float = Field(ge=0)  # champion only if better by this many standard errors
+    max_copied_fraction: float = Fraction  # samples nearer to a training photo than held-out photos are; above: refused
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "ingest": IngestParams,
+    "train_clip": TrainClipParams,
+    "train_vae": TrainVaeParams,
+    "cache_latents": CacheLatentsParams,
+    "train_unet": TrainUnetParams,
+    "evaluate": EvaluateParams,
+    "register": RegisterParams,
+}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """YAML 1.2 by ruamel, DVC's own parser, so that both read `1e-4` as a number.
+
+    Raises:
+        ValueError: the file is missing, is not YAML or is not a mapping.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing. Take one of presets/, e.g. `cp presets/photos-64-cpu.yaml {path}`.")
+    try:
+        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} should map stage names to their parameters; found {type(content).__name__}.")
+    return content
+
+
+def load_params(path: Path) -> dict[str, Section]:
+    """Reads and checks every section, so that a slip in the last stage is found before the first one works.
+
+    Raises:
+        ValueError: an unknown key (with the nearest known one), a missing key, a value out of range.
+    """
+    content = read_yaml(path)
+    _refuse_unknown_keys(content, SECTIONS, path, prefix="")
+    if missing := [name for name in SECTIONS if name not in content]:
+        raise ValueError(f"{path}: section `{missing[0]}` is missing; see the one in presets/photos-64-cpu.yaml.")
+    problems: list[str] = []
+    sections: dict[str, Section] = {}
+    for name, section in SECTIONS.items():
+        try:
+            sections[name] = section.model_validate(content[name])
+        except ValidationError as error:
+            problems += [_sentence(item, prefix=name) for item in error.errors()]
+    if problems:
+        raise ValueError(f"{path}: " + "; ".join(problems))
+    return sections
+
+
+def _refuse_unknown_keys(content: dict[str, Any], known: dict[str, Any], path: Path, prefix: str) -> None:
+    for key, value in content.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"did you mean `{prefix}{near[0]}`?" if near else f"known here: {', '.join(known)}."
+            raise ValueError(f"{path}: `{prefix}{key}` is not a parameter; {hint}")
+        inner = getattr(known[key], "annotation", known[key])
+        if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, Section):
+            _refuse_unknown_keys(value, dict(inner.model_fields), path, prefix=f"{prefix}{key}.")
+
+
+def _sentence(item: Any, prefix: str) -> str:
+    where = ".".join([prefix, *(str(part) for part in item["loc"])])
+    if item["type"] == "missing":
+        return f"`{where}` is missing"
+    if item["type"] == "value_error":
+        return f"`{where}`: {item['ctx']['error']}"
+    return f"`{where}` is {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"

@@ -1,0 +1,42 @@
+"""Progress for people and for machines: a bar on a terminal, `::progress {json}` lines in a pipe."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+SECONDS_BETWEEN_LINES = 5.0
+
+
+def progress(items: Iterable[Item], *, desc: str, total: int | None = None, initial: int = 0, unit: str = "it") -> Iterator[Item]:
+    """Yields `items` and shows how far it is and how much time is left.
+
+    A terminal gets a bar. A pipe gets one line every few seconds, which the Prefect flow turns into a progress artifact:
+    `::progress {"desc": "train_unet", "step": 120, "total": 600, "seconds_left": 84}`.
+    """
+    if total is None and hasattr(items, "__len__"):
+        total = initial + len(items)
+    if sys.stderr.isatty():
+        yield from tqdm(items, desc=desc, total=total, initial=initial, unit=unit, dynamic_ncols=True)
+        return
+    started = last = time.monotonic()
+    step = initial
+    for step, item in enumerate(items, start=initial + 1):
+        yield item
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES:
+            _print_line(desc, step, total, seconds_per_step=(now - started) / (step - initial))
+            last = now
+    if last > started:  # short work stays silent
+        _print_line(desc, step, total, seconds_per_step=0.0)
+
+
+def _print_line(desc: str, step: int, total: int | None, seconds_per_step: float) -> None:
+    fields: dict[str, str | int] = {"desc": desc, "step": step}
+    if total is not None:
+        fields |= {"total": total, "seconds_left": round((total - step) * seconds_per_step)}
+    print(f"::progress {json.dumps(fields)}", flush=True)

@@ -1,0 +1,156 @@
+"""Folders that know what made them: written whole or not at all, with an index.json that the reader checks.
+
+`index.json` holds `stage`, `params`, `inputs` (name -> fingerprint), `ancestors` (the inputs of the inputs), `code`
+(sha256 of the modules that ran), `files` (path -> bytes and sha256), `fingerprint` (sha256 of the files table) and
+`content` (what the stage adds). It has no clock and no run id, so that the same work gives the same bytes; the run id
+lies beside it, in `data/runs/<stage>.json`.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+INDEX = "index.json"
+
+
+def canonical_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def hash_json(value: Any) -> str:
+    """sha256 of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def running_code() -> str:
+    """sha256 of the source of our modules that this process has imported."""
+    modules = {name: module for name, module in sys.modules.items() if name.split(".")[0] in ("darkroom", "stages")}
+    sources = {name: getattr(module, "__file__", None) for name, module in modules.items()}
+    return hash_json({name: hash_file(Path(source)) for name, source in sources.items() if source})
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields `path.tmp` to be filled (file or folder) and renames it to `path` at the end; on an error it is removed.
+
+    Raises:
+        OSError: e.g. the disk is full; nothing is left under either name but what was at `path` before.
+    """
+    tmp = path.with_name(path.name + ".tmp")
+    _remove(tmp)
+    tmp.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield tmp
+        sync(tmp)
+        _remove(path)
+        tmp.rename(path)
+    except BaseException:
+        _remove(tmp)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Flushes a file, or a folder with all it holds, to the disk."""
+    for item in [path, *sorted(path.rglob("*"))] if path.is_dir() else [path]:
+        descriptor = os.open(item, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def files_table(folder: Path) -> dict[str, dict[str, Any]]:
+    """relative path -> {bytes, sha256} of every file below `folder` but its index.json."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / INDEX)
+    return {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": hash_file(path)} for path in files}
+
+
+def write_index(
+    folder: Path,
+    *,
+    stage: str,
+    params: dict[str, Any],
+    inputs: dict[str, dict[str, Any]],  # name -> the input's own index
+    content: dict[str, Any],
+) -> None:
+    """Writes `folder/index.json` over the files that are there now."""
+    files = files_table(folder)
+    ancestors: dict[str, str] = {}
+    for index in inputs.values():
+        ancestors |= index["ancestors"]
+    ancestors |= {name: index["fingerprint"] for name, index in inputs.items()}
+    index = {
+        "stage": stage,
+        "params": params,
+        "inputs": {name: index["fingerprint"] for name, index in inputs.items()},
+        "ancestors": ancestors,
+        "code": running_code(),
+        "files": files,
+        "fingerprint": hash_json(files),
+        "content": content,
+    }
+    write_json(folder / INDEX, index)
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The index of an output folder, after checking that every file it lists is there with its size.
+
+    Raises:
+        ValueError: no index, or a file that is missing or of another size.
+    """
+    if not (folder / INDEX).is_file():
+        raise ValueError(f"{folder} has no {INDEX}: it is not a finished output of a stage. Make it with `dvc repro`.")
+    index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    for name, entry in index["files"].items():
+        file = folder / name
+        if not file.is_file():
+            problem = "is missing"
+        elif file.stat().st_size != entry["bytes"]:
+            problem = f"has {file.stat().st_size} bytes instead of {entry['bytes']}"
+        else:
+            continue
+        raise ValueError(
+            f"{file} {problem}, although {folder / INDEX} lists it: it was changed after stage `{index['stage']}` wrote it. "
+            f"Restore it with `dvc checkout {folder}` or make it again with `dvc repro --force --single-item {index['stage']}`."
+        )
+    return index
+
+
+def check_lineage(indexes: dict[str, dict[str, Any]]) -> None:
+    """Refuses folders that do not belong together, e.g. a U-Net beside a VAE that it was not trained with.
+
+    Args:
+        indexes: name of an output (`vae`, `unet`) -> its index.
+
+    Raises:
+        ValueError: one of them descends from another version of a second one.
+    """
+    for name, index in indexes.items():
+        for ancestor, fingerprint in index["ancestors"].items():
+            if ancestor in indexes and indexes[ancestor]["fingerprint"] != fingerprint:
+                raise ValueError(
+                    f"`{name}` was made with another `{ancestor}` (fingerprint {fingerprint[:12]}) than the one given "
+                    f"({indexes[ancestor]['fingerprint'][:12]}). Use the folders of one run, or `dvc repro` to make `{name}` again."
+                )

@@ -1,0 +1,72 @@
+"""Checkpoints that are written whole or not at all; the last good one is never removed before the next is verified."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from darkroom.provenance import files_table, replacing, write_json
+from darkroom.training.ema import Ema
+
+logger = logging.getLogger(__name__)
+MANIFEST = "manifest.json"
+
+
+class Checkpoints:
+    """The checkpoints `step-000500/` of one run: weights, average, optimizer, and `state` (step and curves) as JSON."""
+
+    def __init__(self, folder: Path, *, net: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer) -> None:
+        self.folder = folder
+        self.net = net
+        self.ema = ema
+        self.optimizer = optimizer
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Writes the checkpoint after `step` optimizer steps, reads it back, then drops the older ones."""
+        target = self.folder / f"step-{step:08d}"
+        with replacing(target) as tmp:
+            tmp.mkdir()
+            save_file(_contiguous(self.net.state_dict()), tmp / "net.safetensors")
+            save_file(_contiguous(self.ema.state_dict()), tmp / "ema.safetensors")
+            torch.save(self.optimizer.state_dict(), tmp / "optimizer.pt")
+            write_json(tmp / "state.json", {"step": step, **state})
+            write_json(tmp / MANIFEST, files_table(tmp))
+        if not _is_whole(target):
+            raise ValueError(f"The checkpoint {target} cannot be read back as it was written: is the disk failing? Older checkpoints are kept.")
+        for older in self._all():
+            if older != target:
+                shutil.rmtree(older)
+
+    def load_latest(self) -> dict[str, Any] | None:
+        """Restores everything from the newest whole checkpoint and returns its state; None when there is none."""
+        for folder in reversed(self._all()):
+            if not _is_whole(folder):
+                logger.warning("%s is damaged and is passed over", folder)
+                continue
+            self.net.load_state_dict(load_file(folder / "net.safetensors"))
+            self.ema.load_state_dict(load_file(folder / "ema.safetensors"))
+            self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu"))
+            state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            return state
+        return None
+
+    def _all(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("step-*") if path.suffix != ".tmp")
+
+
+def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in state.items()}
+
+
+def _is_whole(folder: Path) -> bool:
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return False
+    table = files_table(folder)
+    table.pop(MANIFEST)
+    return bool(table == json.loads(manifest.read_text(encoding="utf-8")))

@@ -1,0 +1,53 @@
+"""Chance as a function of (seed, position): data order, noise, dropout. Nothing depends on the state of a generator.
+
+A position counts the samples a run has seen: step s of batch size B covers positions [s B, (s + 1) B), however they are
+split over processes and micro-steps. So a resumed run, or one on more devices, draws what it would have drawn.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def positions_of_step(
+    step: int,
+    *,
+    batch_size: int,  # over all processes
+    gradient_accumulation: int,
+    num_processes: int,
+    process: int,
+) -> list[range]:
+    """The positions of one process, one range a micro-step; together the processes cover the step once."""
+    micro = batch_size // (gradient_accumulation * num_processes)
+    starts = (step * batch_size + (part * num_processes + process) * micro for part in range(gradient_accumulation))
+    return [range(start, start + micro) for start in starts]
+
+
+def shuffled(positions: Sequence[int], *, num_samples: int, seed: int) -> list[int]:
+    """Which sample stands at each position: every epoch is a permutation of its own."""
+    return [int(_permutation(num_samples, seed, position // num_samples)[position % num_samples]) for position in positions]
+
+
+@lru_cache(maxsize=2)
+def _permutation(num_samples: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(num_samples)
+
+
+def generator(seed: int, stream: str, position: int) -> torch.Generator:
+    """The generator of one sample; `stream` keeps different uses of chance apart."""
+    digest = hashlib.blake2b(f"{seed}/{stream}/{position}".encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
+
+def normal(shape: Sequence[int], *, seed: int, stream: str, positions: Sequence[int]) -> Tensor:
+    """Standard normal noise (B, *shape), each sample from its own generator."""
+    return torch.stack([torch.randn(*shape, generator=generator(seed, stream, position)) for position in positions])
+
+
+def uniform(*, seed: int, stream: str, positions: Sequence[int]) -> Tensor:
+    """Uniform numbers in [0, 1), (B,)."""
+    return torch.stack([torch.rand((), generator=generator(seed, stream, position)) for position in positions])

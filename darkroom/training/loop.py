@@ -1,0 +1,269 @@
+"""The one training loop. What differs between CLIP, VAE and diffusion is a Task; what differs between one device and many, Accelerate hides."""
+
+import csv
+import logging
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Queue
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+
+from darkroom.config import TrainingParams
+from darkroom.progress import progress
+from darkroom.tracking.tracker import Tracker
+from darkroom.training.checkpoint import Checkpoints
+from darkroom.training.draws import positions_of_step
+from darkroom.training.ema import Ema
+from darkroom.training.optim import adamw, learning_rate
+
+logger = logging.getLogger(__name__)
+
+Batch = dict[str, Tensor]
+
+
+class Task(Protocol):
+    """A network, its loss and its validation."""
+
+    net: nn.Module
+    num_samples: int  # training samples, for the log
+
+    def batch(self, positions: range) -> Batch:
+        """The samples at these positions with all their chance (noise, flips, dropout), on the CPU; runs in a thread."""
+        ...
+
+    def loss(self, net: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """A scalar to minimise and scalars to log. `net` is the wrapped network: call it, never its parts."""
+        ...
+
+    def validate(self, device: torch.device) -> dict[str, float]:
+        """Numbers on the held-out split at fixed noise; `self.net` has the averaged weights."""
+        ...
+
+
+@dataclass
+class Curves:
+    """What a run has logged, by step; travels with the checkpoint, so that a resumed run has one unbroken curve."""
+
+    train: list[dict[str, float]] = field(default_factory=list)
+    val: list[dict[str, float]] = field(default_factory=list)
+
+    def last_validation(self) -> dict[str, float]:
+        return self.val[-1] if self.val else {}
+
+    def write(self, folder: Path) -> None:
+        """Writes curves/train.csv and curves/val.csv, which DVC plots."""
+        (folder / "curves").mkdir()
+        for name, rows in {"train": self.train, "val": self.val}.items():
+            with (folder / "curves" / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, fieldnames=list(rows[-1]) if rows else ["step", "loss"])
+                writer.writeheader()
+                writer.writerows(rows)
+
+
+class Interrupted(SystemExit):
+    """The run was asked to stop, has written a checkpoint, and goes on when the same command is given again."""
+
+
+def train(
+    task: Task,
+    params: TrainingParams,
+    *,
+    name: str,  # of the stage, for the bar
+    scratch: Path,  # where checkpoints lie; survives a kill
+    tracker: Tracker,
+    pictures: Callable[[int, torch.device], None] | None = None,  # draws and logs at validation, with averaged weights
+    pictures_every: int = 0,  # steps; 0 = with each validation
+) -> Curves:
+    """Trains `task.net` in place and leaves the averaged weights in it.
+
+    Raises:
+        ValueError: a loss or gradient that is not finite, or fewer processes than params say.
+        Interrupted: SIGINT or SIGTERM came; a checkpoint has been written.
+    """
+    # Devices, optimizer, average, checkpoint.
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # said aloud, or Accelerate ignores the other processes of a CPU run
+        mixed_precision="bf16" if params.precision == "bf16" else "no",
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)],
+    )
+    if accelerator.num_processes != params.num_processes:
+        raise ValueError(
+            f"{name}.num_processes is {params.num_processes}, but {accelerator.num_processes} run. Start the stage as dvc.yaml does, "
+            f"by `python -m darkroom.training.launch --num_processes {params.num_processes} stages.{name}`."
+        )
+    device = accelerator.device
+    net, optimizer = accelerator.prepare(task.net, adamw(task.net, lr=params.lr, weight_decay=params.weight_decay))
+    ema = Ema(task.net, params.ema_decay)
+    checkpoints = Checkpoints(scratch, net=task.net, ema=ema, optimizer=optimizer)
+    state = checkpoints.load_latest()
+    curves = Curves(**state["curves"]) if state else Curves()
+    first = state["step"] if state else 0
+    _log_start(name, task, params, accelerator, first)
+
+    def validate(step: int) -> None:
+        with ema.applied(), torch.no_grad(), accelerator.autocast(), _evaluating(task.net):
+            curves.val.append({"step": step, **task.validate(device)})
+            if pictures and (step == params.steps or not pictures_every or step % pictures_every == 0):
+                pictures(step, device)
+        tracker.log_metrics({f"val/{key}": value for key, value in curves.val[-1].items() if key != "step"}, step)
+
+    # The loop. Step numbers count finished steps from here on.
+    sums = {key: torch.tensor(total, device=device) for key, total in state["sums"].items()} if state else {}
+    with _signals() as stop, _prefetched(task, params, first, accelerator) as batches:
+        task.net.train()
+        for index in progress(range(first, params.steps), desc=name, total=params.steps, initial=first, unit="step"):
+            for part in range(params.gradient_accumulation):
+                batch = {key: tensor.to(device, non_blocking=True) for key, tensor in next(batches).items()}
+                with _syncing(accelerator, net, part == params.gradient_accumulation - 1):
+                    loss, logs = task.loss(net, batch)
+                    accelerator.backward(loss / params.gradient_accumulation)
+                for key, value in {"loss": loss, **logs}.items():
+                    sums[key] = sums.get(key, 0.0) + value.detach().float() / params.gradient_accumulation
+            grad_norm = accelerator.clip_grad_norm_(task.net.parameters(), params.grad_clip)
+            if not math.isfinite(float(grad_norm)):  # a non-finite loss gives a non-finite gradient; one host sync a step
+                raise ValueError(f"The gradient at step {index} is {float(grad_norm)} (loss {float(loss):.4g}). Lower {name}.lr or {name}.grad_clip.")
+            lr = learning_rate(index, lr=params.lr, warmup_steps=params.warmup_steps, decay=params.lr_decay, steps=params.steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            ema.update(index)
+            step = index + 1
+
+            if step % params.log_every == 0 or step == params.steps:
+                since = step - (curves.train[-1]["step"] if curves.train else 0)
+                means = {key: _mean_over_processes(accelerator, total) / since for key, total in sums.items()}
+                curves.train.append({"step": step, **means, "lr": lr, "grad_norm": float(grad_norm)})
+                tracker.log_metrics({f"train/{key}": value for key, value in curves.train[-1].items() if key != "step"}, step)
+                sums = {}
+            if step % params.val_every == 0 or step == params.steps:
+                validate(step)
+            stopping = _any_process(accelerator, stop.is_set())
+            if step % params.checkpoint_every == 0 or step == params.steps or stopping:
+                means = {key: _mean_over_processes(accelerator, total) for key, total in sums.items()}
+                if accelerator.is_main_process:
+                    checkpoints.save(step, {"curves": vars(curves), "sums": means})
+                accelerator.wait_for_everyone()
+            if stopping and step < params.steps:
+                raise Interrupted(f"{name} was stopped at step {step} of {params.steps} and goes on from there when it is started again.")
+
+    accelerator.unwrap_model(net, keep_fp32_wrapper=False)
+    ema.publish()
+    task.net.eval()
+    return curves
+
+
+def _log_start(name: str, task: Task, params: TrainingParams, accelerator: Accelerator, first: int) -> None:
+    parts = params.num_processes * params.gradient_accumulation
+    trained = sum(parameter.numel() for parameter in task.net.parameters() if parameter.requires_grad)
+    logger.info(
+        "%s: %.2f M parameters on %s, %s; batch %d = %d x %d process(es) x %d micro-step(s); %d samples, %d steps = %.1f epochs%s",
+        name,
+        trained / 1e6,
+        accelerator.device,
+        params.precision,
+        params.batch_size,
+        params.batch_size // parts,
+        params.num_processes,
+        params.gradient_accumulation,
+        task.num_samples,
+        params.steps,
+        params.steps * params.batch_size / task.num_samples,
+        f"; resumes after step {first}" if first else "",
+    )
+
+
+@contextmanager
+def _prefetched(task: Task, params: TrainingParams, first: int, accelerator: Accelerator) -> Iterator[Iterator[Batch]]:
+    """Batches in order, made two ahead by a thread: a zero-copy reader needs no worker processes."""
+    queue: Queue[Batch | BaseException] = Queue(maxsize=2)
+    done = threading.Event()
+
+    def work() -> None:
+        try:
+            for step in range(first, params.steps):
+                for positions in positions_of_step(
+                    step,
+                    batch_size=params.batch_size,
+                    gradient_accumulation=params.gradient_accumulation,
+                    num_processes=accelerator.num_processes,
+                    process=accelerator.process_index,
+                ):
+                    if done.is_set():
+                        return
+                    queue.put(task.batch(positions))
+        except BaseException as error:  # handed to the loop, which raises it
+            queue.put(error)
+
+    def batches() -> Iterator[Batch]:
+        while True:
+            item = queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    thread = threading.Thread(target=work, daemon=True, name="prefetch")
+    thread.start()
+    try:
+        yield batches()
+    finally:
+        done.set()
+        while thread.is_alive():  # a full queue would hold the thread
+            while not queue.empty():
+                queue.get_nowait()
+            thread.join(timeout=0.05)
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set: the loop ends its step, writes a checkpoint and stops."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    kept = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _evaluating(net: nn.Module) -> Iterator[None]:
+    was_training = net.training
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(was_training)
+
+
+@contextmanager
+def _syncing(accelerator: Accelerator, net: nn.Module, last: bool) -> Iterator[None]:
+    """Gradients cross processes only in the last micro-step."""
+    if last:
+        yield
+    else:
+        with accelerator.no_sync(net):
+            yield
+
+
+def _mean_over_processes(accelerator: Accelerator, value: Tensor) -> float:
+    return float(accelerator.reduce(value, reduction="mean"))
+
+
+def _any_process(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether any process was asked to stop: all must stop at the same step or the others wait for ever."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), reduction="sum").item() > 0)

@@ -1,0 +1,84 @@
+"""cache_latents: everything the U-Net trains on, computed once.
+
+Reads data/shards, data/vae, data/clip. Writes data/latents: of each photo the mean and standard deviation of its
+posterior (not a sample, so that training still draws), mirrored too when `flip`; of each distinct caption, and of the
+empty prompt, the token embeddings.
+"""
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from darkroom.config import CacheLatentsParams
+from darkroom.data.latents import write_captions, write_latents
+from darkroom.data.shards import ImageShards
+from darkroom.models.autoencoder import AutoencoderKL
+from darkroom.models.clip import ClipTowers
+from darkroom.models.weights import load_model
+from darkroom.progress import progress
+from darkroom.sampling import best_device
+from darkroom.stage import Stage, main
+from darkroom.training.tasks import to_float
+
+logger = logging.getLogger(__name__)
+
+
+def run(stage: Stage[CacheLatentsParams]) -> None:
+    params, out, device = stage.params, stage.outs["latents"], best_device()
+    photos = {split: ImageShards(stage.inputs["shards"], split) for split in ("train", "val")}
+    vae = load_model(AutoencoderKL, stage.inputs["vae"]).to(device).eval()
+    towers = ClipTowers.load(stage.inputs["clip"]).to(device).eval()
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=params.precision == "bf16"):
+        splits = {
+            split: write_latents(out, split=split, samples=encode_photos(vae, shards, params, device), samples_per_shard=params.samples_per_shard)
+            for split, shards in photos.items()
+        }
+        captions = sorted({"", *photos["train"].captions, *photos["val"].captions})
+        warn_of_lost_words(towers, captions)
+        splits["captions"] = write_captions(out, encode_captions(towers, captions, params.batch_size, device), samples_per_shard=params.samples_per_shard)
+    side = photos["train"].size // vae.stride
+    stage.content |= {
+        "splits": splits,
+        "latent_shape": [vae.config.latent_channels, side, side],
+        "context_shape": [towers.context_length, towers.context_dim],
+        "flip": params.flip,
+        "num_captions": len(captions) - 1,
+    }
+
+
+def encode_photos(
+    vae: AutoencoderKL, photos: ImageShards, params: CacheLatentsParams, device: torch.device
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Key, caption and moments float32 (V, 2, C, h, w) of each photo; V is 2 with `flip` (plain, mirrored), else 1."""
+    starts = range(0, len(photos), params.batch_size)
+    for start in progress(starts, desc="encode photos", unit="batch"):
+        indices = range(start, min(start + params.batch_size, len(photos)))
+        images = to_float(photos.images(indices)).to(device)
+        variants = [images, images.flip(-1)] if params.flip else [images]
+        moments = torch.stack([torch.stack(vae.encode(variant), 1) for variant in variants], 1)  # (B, V, 2, C, h, w)
+        for index, sample in zip(indices, moments.float().cpu().numpy(), strict=True):
+            yield photos.keys[index], photos.captions[index], sample
+
+
+def encode_captions(towers: ClipTowers, captions: list[str], batch_size: int, device: torch.device) -> Iterator[tuple[str, np.ndarray]]:
+    """Each caption with its token embeddings float32 (L, D)."""
+    for start in progress(range(0, len(captions), batch_size), desc="encode captions", unit="batch"):
+        part = captions[start : start + batch_size]
+        context = towers.encode_tokens(towers.tokenize(part).to(device)).float().cpu().numpy()
+        yield from zip(part, context, strict=True)
+
+
+def warn_of_lost_words(towers: ClipTowers, captions: list[str]) -> None:
+    lost = {caption: words for caption in captions if (words := towers.lost_words(caption))}
+    if lost:
+        caption, words = next(iter(lost.items()))
+        logger.warning(
+            "%d of %d captions are longer than the %d tokens of the text tower and were cut; e.g. %r lost %r",
+            len(lost), len(captions), towers.context_length, caption[:80], words[:80],
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main("cache_latents", run, reads=("shards", "vae", "clip"), writes=("latents",))

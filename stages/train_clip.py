@@ -1,0 +1,33 @@
+"""train_clip: the text tower that conditions the U-Net, and the image tower that evaluation measures in.
+
+Reads data/shards. Writes data/clip: open_clip_config.json and open_clip_model.safetensors (open_clip loads the folder by
+`local-dir:data/clip`), metrics.json and curves/. Modes: `pretrained` takes a model as it is, `finetune` goes on from one,
+`scratch` trains a small one on your own pictures and captions.
+"""
+
+from darkroom.config import TrainClipParams
+from darkroom.data.shards import ImageShards
+from darkroom.models.clip import ClipTowers
+from darkroom.provenance import write_json
+from darkroom.stage import Stage, main
+from darkroom.training.loop import Curves, train
+from darkroom.training.tasks import ClipTask
+
+
+def run(stage: Stage[TrainClipParams]) -> None:
+    params = stage.params
+    shards = stage.inputs["shards"]
+    towers = ClipTowers.build(params.model.model_dump(), seed=params.seed) if params.mode == "scratch" else ClipTowers.load(params.pretrained)
+    curves = Curves()
+    if params.mode != "pretrained":
+        task = ClipTask(towers, ImageShards(shards, "train"), ImageShards(shards, "val"), seed=params.seed)
+        curves = train(task, params, name=stage.name, scratch=stage.scratch, tracker=stage.tracker)
+    if stage.is_main:
+        towers.save(stage.outs["clip"])
+        curves.write(stage.outs["clip"])
+        write_json(stage.outs["clip"] / "metrics.json", curves.last_validation())
+        stage.content |= {"mode": params.mode, "context_length": towers.context_length, "context_dim": towers.context_dim}
+
+
+if __name__ == "__main__":
+    main("train_clip", run, reads=("shards",), writes=("clip",))

@@ -1,0 +1,93 @@
+"""train_vae: the autoencoder between pictures and latents, trained by the evidence lower bound.
+
+Reads data/shards. Writes data/vae in diffusers' layout (config.json with the measured scale and shift of the latents,
+diffusion_pytorch_model.safetensors), metrics.json, curves/ and reconstructions.png. `init:` starts from such a folder;
+`steps: 0` uses it as it is.
+"""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from darkroom.config import TrainVaeParams
+from darkroom.data.shards import ImageShards
+from darkroom.evaluation.reconstruction import psnr, ssim
+from darkroom.evaluation.report import picture_grid
+from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from darkroom.models.weights import load_model, save_model
+from darkroom.provenance import write_json
+from darkroom.sampling import best_device
+from darkroom.stage import Stage, main
+from darkroom.training.latent_scale import measure_latents
+from darkroom.training.loop import train
+from darkroom.training.tasks import VaeTask, to_float, to_uint8
+
+METRIC_PICTURES = 1024  # held-out photos that PSNR and SSIM are measured on, at most
+
+
+def run(stage: Stage[TrainVaeParams]) -> None:
+    params = stage.params
+    photos, held_out = (ImageShards(stage.inputs["shards"], split) for split in ("train", "val"))
+    vae = load_or_build(params, size=photos.size)
+
+    def log_reconstructions(step: int, device: torch.device) -> None:
+        stage.tracker.log_image("reconstructions", reconstruction_grid(vae, held_out, params.num_pictures, device), step)
+
+    task = VaeTask(vae, photos, held_out, params)
+    curves = train(task, params, name=stage.name, scratch=stage.scratch, tracker=stage.tracker, pictures=log_reconstructions)
+    if not stage.is_main:
+        return
+    device = best_device()
+    vae.to(device)
+    if params.steps or not params.init:  # a VAE taken as it is keeps its own numbers
+        scale, shift = measure_latents(vae, photos, device)
+        vae.config.scaling_factor, vae.config.shift_factor = scale, shift
+    out = stage.outs["vae"]
+    save_model(vae, out)
+    curves.write(out)
+    originals, decoded = reconstruct(vae, held_out, min(len(held_out), METRIC_PICTURES), device)
+    metrics = {"psnr": float(psnr(originals, decoded).mean()), "ssim": float(ssim(originals, decoded).mean()), "num_pictures": len(originals)}
+    write_json(out / "metrics.json", metrics | {"scaling_factor": vae.config.scaling_factor, "shift_factor": vae.config.shift_factor})
+    Image.fromarray(reconstruction_grid(vae, held_out, params.num_pictures, device)).save(out / "reconstructions.png")
+    stage.tracker.log_metrics({f"held_out/{key}": value for key, value in metrics.items()}, params.steps)
+    stage.content |= {"metrics": metrics}
+
+
+def load_or_build(params: TrainVaeParams, *, size: int) -> AutoencoderKL:
+    """The VAE of `init`, or a new one.
+
+    Raises:
+        ValueError: pictures that do not divide into latents, or nothing to use as it is.
+    """
+    if params.init:
+        vae = load_model(AutoencoderKL, params.init)
+    elif params.steps == 0:
+        raise ValueError("train_vae.steps is 0 and train_vae.init is empty: name the folder of a VAE to use as it is, or train one.")
+    else:
+        torch.manual_seed(params.seed)
+        vae = AutoencoderKL(AutoencoderConfig(sample_size=size, **params.model.model_dump()))
+    if size % vae.stride:
+        raise ValueError(f"ingest.size is {size} px, but this VAE needs a multiple of {vae.stride} (one halving a level after the first).")
+    return vae
+
+
+@torch.no_grad()
+def reconstruct(vae: AutoencoderKL, photos: ImageShards, num: int, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+    """The first `num` photos and what their posterior means decode to, both uint8 (num, H, W, 3)."""
+    originals = photos.images(range(num))
+    decoded = [to_uint8(vae.decode(vae.encode(to_float(originals[start : start + 64]).to(device))[0])) for start in range(0, num, 64)]
+    return originals, np.concatenate(decoded)
+
+
+def reconstruction_grid(vae: AutoencoderKL, photos: ImageShards, num: int, device: torch.device) -> np.ndarray:
+    """Rows of photos, each above its reconstruction; uint8 (H, W, 3)."""
+    originals, decoded = reconstruct(vae, photos, min(num, len(photos)), device)
+    columns = min(8, len(originals))
+    rows = [part[start : start + columns] for start in range(0, len(originals), columns) for part in (originals, decoded)]
+    blank = np.full_like(originals[:1], 255)
+    padded = [np.concatenate([row, *[blank] * (columns - len(row))]) for row in rows]
+    return picture_grid(np.concatenate(padded), columns)
+
+
+if __name__ == "__main__":
+    main("train_vae", run, reads=("shards",), writes=("vae",))
