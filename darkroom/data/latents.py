@@ -1,0 +1,171 @@
+"""Cached latents: the posterior's mean and standard deviation of every photo, the token embeddings of every caption.
+
+Layout of `data/latents`, all of it WebDataset shards (`darkroom.data.shards`):
+
+- `{train,val}-*.tar`: `<photo's key>.moments.npy`, float16 (V, 2, C, h, w): view 0 is the picture, view 1 (with `flip`) its
+  mirror image; [mean, standard deviation] as the encoder gives them. `<key>.json`: {"caption", "caption_key"}.
+- `captions-*.tar`: one sample per different caption, the empty prompt among them, under sha256 of its text:
+  `<caption_key>.tokens.npy`, float16 (L, D), and `<caption_key>.json`: {"caption"}.
+
+Captions are stored once because 77 x 768 of them weigh 14 times as much as the latents of a 256 px photo.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from darkroom.data.shards import Sample, ShardReader, write_shards
+from darkroom.provenance import canonical_json
+
+MOMENTS = "moments.npy"
+TOKENS = "tokens.npy"
+EMPTY_CAPTION = ""
+HALF_MAX = float(np.finfo(np.float16).max)
+
+
+def caption_key(caption: str) -> str:
+    return hashlib.sha256(caption.encode()).hexdigest()
+
+
+def write_latents(
+    folder: Path,
+    *,
+    split: str,
+    samples: Iterable[tuple[str, str, np.ndarray]],  # (photo's key, caption, moments float32 (V, 2, C, h, w))
+    samples_per_shard: int,
+) -> list[dict[str, Any]]:
+    """Returns the split's table for index.json, see `write_shards`.
+
+    Raises:
+        ValueError: moments that float16 cannot hold.
+    """
+
+    def encoded() -> Iterator[Sample]:
+        for key, caption, moments in samples:
+            assert moments.ndim == 5, f"moments should be (V, 2, C, h, w), not {moments.shape}"
+            assert moments.shape[1] == 2, f"moments should be (V, 2, C, h, w), not {moments.shape}"
+            fields = {"caption": caption, "caption_key": caption_key(caption)}
+            array = _to_half(moments, f"The latents of photo {key} ({split})", "Train the VAE anew, with a larger train_vae.kl_weight.")
+            yield {"__key__": key, MOMENTS: _npy(array), "json": canonical_json(fields).encode()}
+
+    return write_shards(folder, split, encoded(), samples_per_shard=samples_per_shard)
+
+
+def write_captions(
+    folder: Path,
+    captions: Iterable[tuple[str, np.ndarray]],  # (caption, token embeddings float32 (L, D)), each caption once
+    *,
+    samples_per_shard: int,
+) -> list[dict[str, Any]]:
+    """Returns the table of the split `captions` for index.json, see `write_shards`.
+
+    Raises:
+        ValueError: embeddings that float16 cannot hold.
+    """
+
+    def encoded() -> Iterator[Sample]:
+        for caption, tokens in captions:
+            assert tokens.ndim == 2, f"token embeddings should be (L, D), not {tokens.shape}"
+            array = _to_half(tokens, f"The token embeddings of {caption[:80]!r}", "Check the CLIP model of stage `train_clip`.")
+            yield {"__key__": caption_key(caption), TOKENS: _npy(array), "json": canonical_json({"caption": caption}).encode()}
+
+    return write_shards(folder, "captions", encoded(), samples_per_shard=samples_per_shard)
+
+
+def _to_half(array: np.ndarray, what: str, remedy: str) -> np.ndarray:
+    largest = float(np.abs(array).max())
+    if not largest <= HALF_MAX:  # a NaN compares as false too
+        raise ValueError(f"{what} reach {largest:g}; float16, in which they are cached, ends at {HALF_MAX:g}. {remedy}")
+    return array.astype(np.float16)
+
+
+def _npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, array, version=(1, 0))
+    return stream.getvalue()
+
+
+class _Arrays:
+    """One float16 .npy member of fixed shape in every sample of a split, read straight out of the mapped shards."""
+
+    def __init__(self, reader: ShardReader, member: str, shape: tuple[int, ...]) -> None:
+        self._reader = reader
+        self._member = member
+        self._num_elements = int(np.prod(shape))
+        header = _npy(np.empty(shape, np.float16))[: -2 * self._num_elements]
+        self._header_size = len(header)
+        for i, key in enumerate(reader.keys):
+            found = reader.member(i, member)
+            if bytes(found[: len(header)]) != header or len(found) != len(header) + 2 * self._num_elements:
+                raise ValueError(
+                    f"{member} of {key} in {reader.folder} is not float16 {shape}, although index.json says so. "
+                    "Make the folder again with `dvc repro --force --single-item cache_latents`."
+                )
+
+    def read(self, i: int, start: int = 0, count: int = -1) -> np.ndarray:
+        """The flat elements [start, start + count) of sample `i`, a float16 view of the file."""
+        buffer, offset, _ = self._reader.locate(i, self._member)
+        count = self._num_elements if count < 0 else count
+        return np.frombuffer(buffer, np.float16, count, offset + self._header_size + 2 * start)
+
+
+class LatentShards:
+    """Random access to the cached latents of one split and the embeddings of their captions.
+
+    Raises:
+        ValueError: as `ShardReader`, or the folder holds something else than latents.
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self._folder = folder
+        photos = ShardReader(folder, split)
+        content = photos.content
+        if "latent_shape" not in content:
+            raise ValueError(f"{folder} does not hold latents: it was not written by stage `cache_latents`.")
+        captions = ShardReader(folder, "captions")
+        self.latent_shape: tuple[int, int, int] = tuple(content["latent_shape"])
+        self.context_shape: tuple[int, int] = tuple(content["context_shape"])
+        self.flip: bool = content["flip"]  # is a mirrored view cached?
+        self.keys = photos.keys
+        fields = [photos.json(i) for i in range(len(photos))]
+        self.captions: list[str] = [entry["caption"] for entry in fields]
+        rows = {key: row for row, key in enumerate(captions.keys)}
+        self._caption_rows = [rows[entry["caption_key"]] for entry in fields]
+        self._empty_row = rows[content["empty_caption_key"]]
+        self._moments = _Arrays(photos, MOMENTS, (2 if self.flip else 1, 2, *self.latent_shape))
+        self._tokens = _Arrays(captions, TOKENS, self.context_shape)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def moments(self, indices: Sequence[int], flipped: Sequence[bool]) -> np.ndarray:
+        """Raw [mean, standard deviation], float32 (B, 2, C, h, w), of the pictures or, where `flipped`, of their mirror images.
+
+        Raises:
+            ValueError: a mirrored view is asked for and none is cached.
+        """
+        if any(flipped) and not self.flip:
+            raise ValueError(f"{self._folder} has no mirrored views; set cache_latents.flip: true and run `dvc repro`.")
+        batch = np.empty((len(indices), 2, *self.latent_shape), np.float32)
+        rows = batch.reshape(len(indices), -1)
+        view_size = rows.shape[1]
+        for row, (i, mirrored) in enumerate(zip(indices, flipped, strict=True)):
+            rows[row] = self._moments.read(i, start=view_size if mirrored else 0, count=view_size)
+        return batch
+
+    def context(self, indices: Sequence[int], dropped: Sequence[bool]) -> np.ndarray:
+        """Token embeddings, float32 (B, L, D), of the captions or, where `dropped`, of the empty prompt."""
+        batch = np.empty((len(indices), *self.context_shape), np.float32)
+        rows = batch.reshape(len(indices), -1)
+        for row, (i, drop) in enumerate(zip(indices, dropped, strict=True)):
+            rows[row] = self._tokens.read(self._empty_row if drop else self._caption_rows[i])
+        return batch
+
+    @property
+    def empty_context(self) -> np.ndarray:
+        """Token embeddings of the empty prompt, float32 (L, D)."""
+        return self._tokens.read(self._empty_row).reshape(self.context_shape).astype(np.float32)
