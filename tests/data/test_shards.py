@@ -121,6 +121,7 @@ def test_a_spool_gives_each_split_its_samples_and_leaves_no_file(tmp_path):
             spool.add(sample)
             assert spool.read(key_of(0)) == samples(range(1))[0]
         keys = spool.keys
+        assert [spool.read(key) for key in keys] == samples(range(6))
         tables = {
             "train": write_spooled(tmp_path, "train", spool, keys[2:], samples_per_shard=100),
             "val": write_spooled(tmp_path, "val", spool, keys[:2], samples_per_shard=100),
