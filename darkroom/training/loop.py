@@ -130,7 +130,7 @@ def train(
                     sums[key] = sums.get(key, 0.0) + value.detach().float() / params.gradient_accumulation
             grad_norm = accelerator.clip_grad_norm_(task.net.parameters(), params.grad_clip)
             if not math.isfinite(float(grad_norm)):  # a non-finite loss gives a non-finite gradient; one host sync a step
-                raise ValueError(f"The gradient at step {index} is {float(grad_norm)} (loss {float(loss):.4g}). Lower {name}.lr or {name}.grad_clip.")
+                raise ValueError(f"The gradient at step {index} is {float(grad_norm)} (loss {float(loss.detach()):.4g}). Lower {name}.lr or {name}.grad_clip.")
             lr = learning_rate(index, lr=params.lr, warmup_steps=params.warmup_steps, decay=params.lr_decay, steps=params.steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
