@@ -1,0 +1,216 @@
+"""The variational autoencoder of latent diffusion (Kingma & Welling 2014; Rombach et al. 2022, appendix G)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from darkroom.models.layers import Downsample, PixelAttention, ResidualBlock, Upsample, reset_parameters
+from darkroom.models.weights import ModelConfig
+
+EPS = 1e-6  # of every norm
+LOGVAR_RANGE = (-30.0, 20.0)  # keeps exp() finite
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig(ModelConfig):
+    CLASS_NAME: ClassVar[str] = "AutoencoderKL"
+    IMPLIED: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "act_fn": ("silu",),
+        "latents_mean": (None,),
+        "latents_std": (None,),
+        "force_upcast": (True, False),  # a hint for half-precision pipelines
+    }
+
+    in_channels: int = 3
+    out_channels: int = 3
+    down_block_types: tuple[str, ...] = ()  # one a resolution; () = all of the only type there is
+    up_block_types: tuple[str, ...] = ()
+    block_out_channels: tuple[int, ...] = (64,)  # one a resolution, finest first; each after the first halves the side
+    layers_per_block: int = 1  # residual blocks a resolution; the decoder has one more
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    sample_size: int = 32  # px, side of the training pictures
+    scaling_factor: float = 0.18215  # latents = (raw - shift_factor) * scaling_factor have unit variance
+    shift_factor: float | None = None  # None = 0
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+    def check(self) -> None:
+        levels = len(self.block_out_channels)
+        for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+            if (getattr(self, name) or (kind,) * levels) != (kind,) * levels:
+                raise ValueError(f"`{name}` should be {levels} times {kind!r}, one per entry of `block_out_channels`")
+            object.__setattr__(self, name, (kind,) * levels)
+        for channels in self.block_out_channels:
+            if channels % self.norm_num_groups:
+                raise ValueError(
+                    f"`block_out_channels` has {channels}, not a multiple of `norm_num_groups` ({self.norm_num_groups}): change one of them"
+                )
+
+    @property
+    def stride(self) -> int:
+        """Pixels per latent pixel, along one side."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+class AutoencoderKL(nn.Module):
+    """Pictures to a diagonal Gaussian over latents, and latents to pictures.
+
+    `raw` latents are the encoder's own; `latents` are normalised with the scale and shift of the configuration.
+    """
+
+    Config: ClassVar[type[ModelConfig]] = AutoencoderConfig
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.latent_channels
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1) if config.use_quant_conv else None
+        self.post_quant_conv = nn.Conv2d(channels, channels, 1) if config.use_post_quant_conv else None
+
+    def initialise(self, seed: int) -> None:
+        """Draws all weights anew for training from scratch. A loaded model has no use for it.
+
+        Every layer keeps torch's default (uniform, scaled by the fan-in), drawn after `seed` alone. The second convolution
+        of a residual block is 0, so that each block starts as the identity (Goyal et al. 2017, section 5.1).
+        """
+        reset_parameters(self, seed)
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                nn.init.zeros_(module.conv2.weight)
+
+    def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """images (B, 3, H, W) in [-1, 1] -> mean and log-variance of the raw latents, each (B, C, h, w), fp32
+
+        Raises:
+            ValueError: a side is not a multiple of the stride.
+        """
+        if images.shape[2] % self.config.stride or images.shape[3] % self.config.stride:
+            raise ValueError(
+                f"Pictures of {images.shape[3]}x{images.shape[2]} px do not fit this autoencoder: "
+                f"both sides must be multiples of {self.config.stride}. Resize or crop them."
+            )
+        moments = self.encoder(images)
+        if self.quant_conv is not None:
+            moments = self.quant_conv(moments)
+        mean, logvar = moments.float().chunk(2, dim=1)
+        return mean, logvar.clamp(*LOGVAR_RANGE)
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """images (B, 3, H, W) in [-1, 1] -> mean and standard deviation of the raw latents, each (B, C, h, w)"""
+        mean, logvar = self.moments(images)
+        return mean, torch.exp(logvar / 2)
+
+    def decode(self, raw: Tensor) -> Tensor:
+        """raw latents (B, C, h, w) -> images (B, 3, H, W), about [-1, 1] but not clamped"""
+        if self.post_quant_conv is not None:
+            raw = self.post_quant_conv(raw)
+        return self.decoder(raw)
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One pass for training, all of it inside what DistributedDataParallel wraps.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+            noise: (B, C, h, w), standard normal; the latents are mean + std * noise (Kingma & Welling 2014, equation 10).
+
+        Returns:
+            reconstruction (B, 3, H, W), mean and log-variance (B, C, h, w)
+        """
+        mean, logvar = self.moments(images)
+        return self.decode(mean + torch.exp(logvar / 2) * noise), mean, logvar
+
+    def normalise(self, raw: Tensor) -> Tensor:
+        return (raw - (self.config.shift_factor or 0.0)) * self.config.scaling_factor
+
+    def denormalise(self, latents: Tensor) -> Tensor:
+        return latents / self.config.scaling_factor + (self.config.shift_factor or 0.0)
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList()
+        for level, width in enumerate(widths):
+            inputs = [widths[max(level - 1, 0)], *[width] * (config.layers_per_block - 1)]
+            down = Downsample(width, asymmetric=True) if level < len(widths) - 1 else None
+            self.down_blocks.append(Level(inputs, width, groups, down=down))
+        self.mid_block = MidBlock(widths[-1], groups, attention=config.mid_block_add_attention)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> moments (B, 2C, h, w)"""
+        x = self.conv_in(images)
+        for block in self.down_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = MidBlock(widths[0], groups, attention=config.mid_block_add_attention)
+        self.up_blocks = nn.ModuleList()
+        for level, width in enumerate(widths):
+            inputs = [widths[max(level - 1, 0)], *[width] * config.layers_per_block]
+            up = Upsample(width) if level < len(widths) - 1 else None
+            self.up_blocks.append(Level(inputs, width, groups, up=up))
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
+        self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """(B, C, h, w) -> images (B, 3, H, W)"""
+        x = self.mid_block(self.conv_in(raw))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, then the step to the next one (none at the last)."""
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],  # of each residual block
+        out_channels: int,
+        groups: int,
+        *,
+        down: Downsample | None = None,
+        up: Upsample | None = None,
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(ResidualBlock(width, out_channels, groups=groups, eps=EPS) for width in in_channels)
+        self.downsamplers = nn.ModuleList([down]) if down else None
+        self.upsamplers = nn.ModuleList([up]) if up else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C', h', w')"""
+        for module in (*self.resnets, *(self.downsamplers or ()), *(self.upsamplers or ())):
+            x = module(x)
+        return x
+
+
+class MidBlock(nn.Module):
+    def __init__(self, channels: int, groups: int, *, attention: bool) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(ResidualBlock(channels, channels, groups=groups, eps=EPS) for _ in range(2))
+        self.attentions = nn.ModuleList([PixelAttention(channels, groups=groups, eps=EPS)]) if attention else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h, w)"""
+        x = self.resnets[0](x)
+        for attention in self.attentions or ():
+            x = attention(x)
+        return self.resnets[1](x)

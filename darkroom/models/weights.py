@@ -1,0 +1,155 @@
+"""Models on the disk in diffusers' layout: `config.json` and `diffusion_pytorch_model.safetensors`, strict in both directions."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Base of the configurations: a frozen dataclass with diffusers' names and defaults.
+
+    Defaults are diffusers' own, because its files leave out what is default. Fields of diffusers that we do not build are
+    in `IMPLIED` with the values that a file may give them; another value is another architecture.
+    """
+
+    CLASS_NAME: ClassVar[str]
+    IMPLIED: ClassVar[dict[str, tuple[Any, ...]]]
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # JSON has lists only
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+        self.check()
+
+    def check(self) -> None:
+        """Raises ValueError where two fields contradict each other; fills in what follows from others."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"_class_name": self.CLASS_NAME, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], where: Path | str) -> Self:
+        """Reads a config.json of ours or of diffusers.
+
+        Raises:
+            ValueError: it describes another class or a variant of the architecture that is not built here.
+        """
+        if (name := values.get("_class_name")) != cls.CLASS_NAME:
+            raise ValueError(f"{where}: `_class_name` is {name!r}, expected {cls.CLASS_NAME!r}. Is this the right folder?")
+        fields = {field.name for field in dataclasses.fields(cls)}
+        for key, value in values.items():
+            if key in fields or key.startswith("_"):
+                continue
+            if key not in cls.IMPLIED:
+                raise ValueError(f"{where}: `{key}` is not known for {cls.CLASS_NAME}; remove it if it is not diffusers'.")
+            if value not in cls.IMPLIED[key]:
+                raise ValueError(f"{where}: `{key}: {json.dumps(value)}` is not supported; only {json.dumps(cls.IMPLIED[key][0])} is.")
+        try:
+            return cls(**{key: value for key, value in values.items() if key in fields})
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+
+
+class StoredModel(Protocol):
+    """What `save_model` and `load_model` need of a model class."""
+
+    Config: ClassVar[type[ModelConfig]]
+    config: Any
+
+    def __init__(self, config: Any) -> None: ...
+
+
+Model = TypeVar("Model", bound=StoredModel)
+
+
+def save_model(model: StoredModel, folder: Path) -> None:
+    """Writes the configuration and the fp32 weights; diffusers' `from_pretrained(folder)` reads them."""
+    assert isinstance(model, nn.Module)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).write_text(json.dumps(model.config.to_json(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    weights = {key: value.detach().float().cpu().contiguous() for key, value in model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def load_model(cls: type[Model], folder: Path) -> Model:
+    """A model of class `cls` with the weights in `folder`, fp32, on the CPU, in evaluation mode.
+
+    Raises:
+        ValueError: a file is missing or unreadable, the configuration is of another class, or a tensor is missing, left over
+            or of another shape.
+    """
+    config = cls.Config.from_json(_read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
+    with torch.device("meta"):  # no time for initial values that are overwritten, no draw from the global generator
+        model = cls(config)
+    assert isinstance(model, nn.Module)
+    load_weights(model, read_weights(folder / WEIGHTS_FILE), where=folder / WEIGHTS_FILE)
+    return model.eval()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: {path.parent} is not a model folder in diffusers' layout.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} should hold a JSON object; found {type(values).__name__}.")
+    return values
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file.
+
+    Raises:
+        ValueError: it is missing, or is no safetensors file (pickles are never read).
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing. Weights are read from safetensors only, never from a pickle (.bin, .ckpt, .pt).")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], *, where: Path | str) -> None:
+    """Puts `weights`, cast to fp32, in place of the model's own, which may be on the meta device.
+
+    Raises:
+        ValueError: the first tensor that is missing, left over or of another shape, and how many there are.
+    """
+    weights = _current_names(weights)
+    own = model.state_dict()
+    problems = [f"`{key}` is missing" for key in own if key not in weights]
+    problems += [f"`{key}` is not a weight of this model" for key in weights if key not in own]
+    problems += [
+        f"`{key}` has shape {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if key in weights and weights[key].shape != own[key].shape
+    ]
+    if problems:
+        more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ValueError(f"{where} does not fit {type(model).__name__} as configured: {problems[0]}{more}.")
+    model.load_state_dict({key: value.float() for key, value in weights.items()}, assign=True)
+
+
+def _current_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Renames the autoencoder's attention of diffusers before 0.15, which the published Stable Diffusion v1 folders still have."""
+    names = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+    renamed = {}
+    for key, value in weights.items():
+        for old, new in names.items():
+            key = key.replace(old, new)
+        renamed[key] = value
+    return renamed
