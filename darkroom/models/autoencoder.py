@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darkroom.models.layers import Downsample, PixelAttention, ResidualBlock, Upsample, reset_parameters
-from darkroom.models.weights import ModelConfig
+from darkroom.models.weights import ModelConfig, StoredModel
 
 EPS = 1e-6  # of every norm
 LOGVAR_RANGE = (-30.0, 20.0)  # keeps exp() finite
@@ -58,17 +58,17 @@ class AutoencoderConfig(ModelConfig):
         return 2 ** (len(self.block_out_channels) - 1)
 
 
-class AutoencoderKL(nn.Module):
+class AutoencoderKL(StoredModel):
     """Pictures to a diagonal Gaussian over latents, and latents to pictures.
 
     `raw` latents are the encoder's own; `latents` are normalised with the scale and shift of the configuration.
     """
 
-    Config: ClassVar[type[ModelConfig]] = AutoencoderConfig
+    Config = AutoencoderConfig
+    config: AutoencoderConfig
 
     def __init__(self, config: AutoencoderConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         channels = config.latent_channels
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)

@@ -17,7 +17,7 @@ from darkroom.models.layers import (
     reset_parameters,
     timestep_embedding,
 )
-from darkroom.models.weights import ModelConfig
+from darkroom.models.weights import ModelConfig, StoredModel
 
 DOWN_TYPES = {True: "CrossAttnDownBlock2D", False: "DownBlock2D"}  # with attention, without
 UP_TYPES = {True: "CrossAttnUpBlock2D", False: "UpBlock2D"}
@@ -146,14 +146,14 @@ class UNetConfig(ModelConfig):
         return (heads,) * len(self.block_out_channels) if isinstance(heads, int) else heads
 
 
-class UNet2DConditionModel(nn.Module):
+class UNet2DConditionModel(StoredModel):
     """Predicts noise or velocity from noised latents, the timestep and the caption's token embeddings."""
 
-    Config: ClassVar[type[ModelConfig]] = UNetConfig
+    Config = UNetConfig
+    config: UNetConfig
 
     def __init__(self, config: UNetConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         widths, groups, layers = config.block_out_channels, config.norm_num_groups, config.layers_per_block
         last = len(widths) - 1
 
@@ -195,8 +195,8 @@ class UNet2DConditionModel(nn.Module):
                 nn.init.zeros_(module.conv2.weight)
             if isinstance(module, SpatialTransformer):
                 nn.init.zeros_(module.proj_out.weight)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        for parameter in self.conv_out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         """x (B, C, h, w), timesteps (B,) whole or fractional, context (B, L, D) -> (B, C, h, w)"""

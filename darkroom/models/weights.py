@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -61,13 +61,14 @@ class ModelConfig:
             raise ValueError(f"{where}: {error}") from error
 
 
-class StoredModel(Protocol):
-    """What `save_model` and `load_model` need of a model class."""
+class StoredModel(nn.Module):
+    """Base of the models that are stored in diffusers' layout; `Config` is the class of their configuration."""
 
     Config: ClassVar[type[ModelConfig]]
-    config: Any
 
-    def __init__(self, config: Any) -> None: ...
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
 
 
 Model = TypeVar("Model", bound=StoredModel)
@@ -75,24 +76,23 @@ Model = TypeVar("Model", bound=StoredModel)
 
 def save_model(model: StoredModel, folder: Path) -> None:
     """Writes the configuration and the fp32 weights; diffusers' `from_pretrained(folder)` reads them."""
-    assert isinstance(model, nn.Module)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(json.dumps(model.config.to_json(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
     weights = {key: value.detach().float().cpu().contiguous() for key, value in model.state_dict().items()}
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
-def load_model(cls: type[Model], folder: Path) -> Model:
+def load_model(cls: type[Model], folder: Path | str) -> Model:
     """A model of class `cls` with the weights in `folder`, fp32, on the CPU, in evaluation mode.
 
     Raises:
         ValueError: a file is missing or unreadable, the configuration is of another class, or a tensor is missing, left over
             or of another shape.
     """
+    folder = Path(folder)
     config = cls.Config.from_json(_read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
     with torch.device("meta"):  # no time for initial values that are overwritten, no draw from the global generator
         model = cls(config)
-    assert isinstance(model, nn.Module)
     load_weights(model, read_weights(folder / WEIGHTS_FILE), where=folder / WEIGHTS_FILE)
     return model.eval()
 

@@ -1,0 +1,194 @@
+"""CLIP's two towers (Radford et al. 2021): the only door to open_clip."""
+
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.model import get_model_preprocess_cfg
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+HEAD_WIDTH = 32  # channels of an attention head in towers that we build
+MAX_LOGIT_SCALE = 100.0  # Radford et al. 2021, section 2.5
+
+
+class ClipTowers(nn.Module):
+    """An open_clip model with its tokenizer and its way of looking at pictures."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, model: open_clip.CLIP, model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.model_cfg = model_cfg  # open_clip's own
+        self.preprocess_cfg = preprocess_cfg
+        text_cfg = model_cfg["text_cfg"]
+        self.tokenizer = open_clip.SimpleTokenizer(context_length=model.context_length, **(text_cfg.get("tokenizer_kwargs") or {}))
+        self.register_buffer("pixel_mean", torch.tensor(preprocess_cfg["mean"])[:, None, None], persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(preprocess_cfg["std"])[:, None, None], persistent=False)
+
+    @classmethod
+    def build(cls, model: Mapping[str, int], seed: int) -> Self:
+        """New small towers for training from scratch.
+
+        Args:
+            model: embed_dim, image_size, patch_size, vision_width, vision_layers, text_width, text_layers, context_length.
+            seed: of the initial weights; the global generator stays as it was.
+
+        Raises:
+            ValueError: widths that heads do not divide, or pictures that patches do not.
+        """
+        for name in ("vision_width", "text_width"):
+            if model[name] % HEAD_WIDTH:
+                raise ValueError(f"model.{name} is {model[name]}; it must be a multiple of {HEAD_WIDTH}, the width of an attention head.")
+        if model["image_size"] % model["patch_size"]:
+            raise ValueError(f"model.image_size ({model['image_size']}) must be a multiple of model.patch_size ({model['patch_size']}).")
+        model_cfg = {
+            "embed_dim": model["embed_dim"],
+            "vision_cfg": {
+                "image_size": model["image_size"],
+                "patch_size": model["patch_size"],
+                "width": model["vision_width"],
+                "layers": model["vision_layers"],
+                "head_width": HEAD_WIDTH,
+            },
+            "text_cfg": {
+                "context_length": model["context_length"],
+                "vocab_size": 49408,  # of open_clip's byte-pair tokenizer
+                "width": model["text_width"],
+                "heads": model["text_width"] // HEAD_WIDTH,
+                "layers": model["text_layers"],
+            },
+        }
+        preprocess_cfg = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(open_clip.CLIP(**model_cfg), model_cfg, preprocess_cfg)
+
+    @classmethod
+    def load(cls, source: str | Path) -> Self:
+        """Towers from a folder that `save` wrote, `ARCH::TAG` or `ARCH::FILE` in open_clip's names, or `hf-hub:OWNER/NAME`.
+
+        Tags and hub names are downloaded once, by open_clip, into its cache. Pickled weights are read with `weights_only`.
+
+        Raises:
+            ValueError: a source that is none of these, whose weights are not there or do not fit, or that is no plain CLIP.
+        """
+        name, pretrained = _parse_source(source)
+        try:
+            with torch.random.fork_rng(devices=[]):  # open_clip draws initial weights before it reads the file
+                model = open_clip.create_model(name, pretrained=pretrained, weights_only=True, require_pretrained=True)
+            model_cfg = open_clip.get_model_config(name)
+        except (RuntimeError, OSError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+            raise ValueError(f"CLIP `{source}` could not be loaded: {' '.join(str(error).split())}") from error
+        if type(model) is not open_clip.CLIP or model_cfg["text_cfg"].get("hf_tokenizer_name"):
+            raise ValueError(
+                f"CLIP `{source}` has another text tower or tokenizer than CLIP's own; take a plain one, e.g. ViT-B-32::laion2b_s34b_b79k."
+            )
+        return cls(model, model_cfg, get_model_preprocess_cfg(model)).eval()
+
+    def save(self, folder: Path) -> None:
+        """Writes a folder that `open_clip.create_model("local-dir:FOLDER")` and `open_clip.get_tokenizer` read on their own."""
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"model_cfg": self.model_cfg, "preprocess_cfg": self.preprocess_cfg}
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        weights = {key: value.detach().float().cpu().contiguous() for key, value in self.model.state_dict().items()}
+        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+    @property
+    def context_length(self) -> int:
+        return self.model.context_length
+
+    @property
+    def context_dim(self) -> int:
+        return self.model.ln_final.normalized_shape[0]
+
+    @property
+    def image_size(self) -> int:
+        size = self.model.visual.image_size
+        return size[0] if isinstance(size, tuple) else size
+
+    def tokenize(self, captions: Sequence[str]) -> Tensor:
+        """(B, L) on the CPU: start mark, tokens, end mark, zeros. Longer captions are cut; see `lost_words`."""
+        return self.tokenizer(list(captions))
+
+    def lost_words(self, caption: str) -> str:
+        """The end of a caption that is too long for the tower, from the first word that does not fit whole; "" if all fits."""
+        tokens = self.tokenizer.encode(caption)
+        kept = self.context_length - 2  # start and end marks
+        if len(tokens) <= kept:
+            return ""
+        while kept > 0 and not self.tokenizer.decoder[tokens[kept - 1]].endswith("</w>"):
+            kept -= 1
+        return self.tokenizer.decode(tokens[kept:]).strip()
+
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """tokens (B, L) -> last hidden state after the final norm (B, L, D): what the U-Net attends to"""
+        model = self.model
+        x = model.token_embedding(tokens) + model.positional_embedding
+        return model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
+
+    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Both towers in one pass, so that DistributedDataParallel sees every parameter used.
+
+        Args:
+            images: float (B, 3, H, W) in [-1, 1], or uint8 (B, H, W, 3), of any size.
+            tokens: (B, L).
+
+        Returns:
+            image features and text features, each (B, E) of length 1, fp32, and the factor of their cosines in the logits
+        """
+        image_features = self.model.encode_image(self.preprocess(images))
+        text_features = self.model.encode_text(tokens)
+        scale = self.model.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+        return F.normalize(image_features.float(), dim=-1), F.normalize(text_features.float(), dim=-1), scale
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """images as in `forward` -> (B, 3, S, S): shorter side to the tower's size by antialiased bicubic, middle cut out, normalised"""
+        images = images.permute(0, 3, 1, 2).float() / 255 if images.dtype == torch.uint8 else (images.float() + 1) / 2
+        height, width = images.shape[2:]
+        target = self.image_size
+        if (height, width) != (target, target):
+            factor = target / min(height, width)
+            size = [round(height * factor), round(width * factor)]
+            images = F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+            top, left = (size[0] - target) // 2, (size[1] - target) // 2
+            images = images[:, :, top : top + target, left : left + target]
+        return (images - self.pixel_mean) / self.pixel_std
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor | np.ndarray) -> Tensor:
+        """uint8 (B, H, W, 3) -> (B, E) of length 1, for metrics"""
+        images = torch.as_tensor(images).to(self.pixel_mean.device)
+        return F.normalize(self.model.encode_image(self.preprocess(images)).float(), dim=-1)
+
+    @torch.no_grad()
+    def encode_texts(self, captions: Sequence[str]) -> Tensor:
+        """(B, E) of length 1, for metrics"""
+        tokens = self.tokenize(captions).to(self.pixel_mean.device)
+        return F.normalize(self.model.encode_text(tokens).float(), dim=-1)
+
+
+def _parse_source(source: str | Path) -> tuple[str, str | None]:
+    """open_clip's `model_name` and `pretrained`."""
+    if Path(source).is_dir():
+        return f"local-dir:{source}", None
+    match str(source).split("::"):
+        case [arch, weights] if arch and weights:
+            return arch, weights
+        case [hub] if hub.startswith("hf-hub:"):
+            return hub, None
+    raise ValueError(
+        f"CLIP `{source}` is no folder on this machine; give a folder, ARCH::TAG or ARCH::FILE "
+        "(e.g. ViT-B-32::laion2b_s34b_b79k), or hf-hub:OWNER/NAME."
+    )
