@@ -1,0 +1,51 @@
+"""What identifies a run: the point of the experiment space, the git commit, the hashes in dvc.lock."""
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from darkroom.config import read_yaml
+from darkroom.provenance import hash_file, hash_json
+
+
+def git_tags(folder: Path) -> dict[str, str]:
+    """`git.commit` and `git.dirty` (tracked files only); empty outside a git repository or before its first commit."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return {}
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"git.commit": commit, "git.dirty": str(bool(changes)).lower()}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def pipeline_key(folder: Path, params_file: Path) -> str:
+    """Names one point of the experiment space: the parameters, the graph, the commit and the name of the DVC experiment.
+
+    Inside an experiment the commit is the baseline that the user started from, not one that DVC made for itself.
+    """
+    files = {path.name: hash_file(path) for path in (params_file, folder / "dvc.yaml") if path.is_file()}
+    commit = os.environ.get("DVC_EXP_BASELINE_REV") or git_tags(folder).get("git.commit")
+    return hash_json([sorted(files.items()), commit, os.environ.get("DVC_EXP_NAME")])[:16]
+
+
+def pipeline_name(folder: Path) -> str:
+    """What people call that point: the DVC experiment, the short commit, or outside git the folder."""
+    commit = git_tags(folder).get("git.commit")
+    return os.environ.get("DVC_EXP_NAME") or (commit[:7] if commit else folder.name)
+
+
+def lock_hashes(folder: Path) -> dict[str, str]:
+    """path -> md5 of every output in dvc.lock. DVC writes it after each stage, so what a stage reads is in it already."""
+    if not (folder / "dvc.lock").is_file():
+        return {}
+    stages: dict[str, Any] = read_yaml(folder / "dvc.lock").get("stages", {})
+    outs = [out for stage in stages.values() for out in stage.get("outs", [])]
+    return {out["path"]: out["md5"] for out in outs if "md5" in out}

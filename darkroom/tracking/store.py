@@ -1,0 +1,93 @@
+"""Where MLflow keeps its data: one sqlite file in the project, or the server that MLFLOW_TRACKING_URI names."""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXPERIMENT = "darkroom"
+DATABASE = "mlflow.db"
+ARTIFACTS = "mlartifacts"
+SECONDS_TO_WAIT_FOR_LOCK = 120  # the first one creates the database, which takes some ten seconds
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open MLflow store and the experiment of this project in it."""
+
+    client: "MlflowClient"
+    experiment: str
+    experiment_id: str
+    uri: str
+    root: Path  # of the project
+
+
+def tracking_is_off() -> bool:
+    """Whether DARKROOM_TRACKING=off.
+
+    Raises:
+        ValueError: the variable has another value than on or off.
+    """
+    setting = os.environ.get("DARKROOM_TRACKING", "on").lower()
+    if setting not in ("on", "off"):
+        raise ValueError(f"The environment variable DARKROOM_TRACKING is {setting!r}; it should be `on` (the default) or `off`.")
+    return setting == "off"
+
+
+def project_root(start: Path | None = None) -> Path:
+    """The folder whose mlflow.db counts: DVC_ROOT where DVC sets it (also from inside `dvc exp run --temp`), else the nearest
+    folder at or above `start` (default: the current one) that has a dvc.yaml, else `start` itself."""
+    if root := os.environ.get("DVC_ROOT"):
+        return Path(root).resolve()
+    here = (start or Path.cwd()).resolve()
+    return next((folder for folder in [here, *here.parents] if (folder / "dvc.yaml").is_file()), here)
+
+
+def tracking_uri(root: Path) -> str:
+    """MLFLOW_TRACKING_URI or the project's own sqlite file, named absolutely: stages may run in another folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / DATABASE}"
+
+
+def lock(root: Path) -> FileLock:
+    """One process at a time creates the database or looks for a parent run: sqlite does not survive two first users."""
+    folder = root / ".dvc" / "tmp" if (root / ".dvc").is_dir() else root / ".scratch"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / "mlflow.lock", timeout=SECONDS_TO_WAIT_FOR_LOCK)
+
+
+def open_store(root: Path) -> Store:
+    """Connects, and creates database and experiment at the first use.
+
+    The experiment is called `darkroom`, or as MLFLOW_EXPERIMENT_NAME says. Errors are those of MLflow, and
+    `filelock.Timeout`.
+    """
+    _quiet()
+    from mlflow import MlflowClient
+    from mlflow.entities import ViewType
+
+    uri = tracking_uri(root)
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+    location = (root / ARTIFACTS).as_uri() if uri.startswith("sqlite:") else None  # a server chooses its own
+    with lock(root):
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        found = client.search_experiments(view_type=ViewType.ALL, filter_string=f"name = '{name}'")
+        if found and found[0].lifecycle_stage == "deleted":
+            client.restore_experiment(found[0].experiment_id)
+        experiment_id = found[0].experiment_id if found else client.create_experiment(name, artifact_location=location)
+    return Store(client, name, experiment_id, uri, root)
+
+
+def _quiet() -> None:
+    """No telemetry, no migration log, and an unreachable server costs seconds instead of the ten minutes of MLflow's defaults."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,110 @@
+"""What a stage may say about itself while it runs, and the two trackers that need no MLflow."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+Record = dict[str, str | None]
+
+
+class Tracker(Protocol):
+    """Numbers, pictures and files of one run of a stage. Every call returns at once: training does not wait for it."""
+
+    @property
+    def record(self) -> Record:
+        """Goes to data/runs/<stage>.json: who made the outputs beside it."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """Points of curves."""
+
+    def log_image(self, name: str, image: np.ndarray, step: int | None = None) -> None:
+        """`image`: uint8 (H, W, 3). With `step` it is one of a series of that name."""
+
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        """Stores a file or a whole folder below `folder` of the run."""
+
+    def set_tags(self, tags: dict[str, str]) -> None:
+        """Facts that one may search for."""
+
+
+NO_RUN: Record = {"experiment": None, "parent_run_id": None, "run_id": None}
+
+
+class NullTracker:
+    """Hears everything, keeps nothing: for the processes that do not write."""
+
+    record: Record = NO_RUN
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None: ...
+
+    def log_image(self, name: str, image: np.ndarray, step: int | None = None) -> None: ...
+
+    def log_artifact(self, path: Path, folder: str = "") -> None: ...
+
+    def set_tags(self, tags: dict[str, str]) -> None: ...
+
+
+class JsonlTracker:
+    """Appends one JSON line a call to `path`; pictures go as PNG to `pictures/` beside it.
+
+    Each line is whole on the disk before the call returns. A resumed run appends: of two lines with one step, the later holds.
+    """
+
+    record: Record = NO_RUN
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self._append({"step": step, "time": round(time.time(), 3), **{name: float(value) for name, value in metrics.items()}})
+
+    def log_image(self, name: str, image: np.ndarray, step: int | None = None) -> None:
+        from PIL import Image
+
+        suffix = "" if step is None else f"-{step:08d}"
+        picture = self.path.parent / "pictures" / f"{name}{suffix}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(picture)
+        self._append({"image": str(picture.relative_to(self.path.parent))})
+
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        """Noted only: the file already lies where it should."""
+        self._append({"artifact": path.name})
+
+    def set_tags(self, tags: dict[str, str]) -> None:
+        self._append({"tags": tags})
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class BothTrackers:
+    """Tells `first`, then `second`; the record is that of `second`."""
+
+    def __init__(self, first: Tracker, second: Tracker) -> None:
+        self._trackers = (first, second)
+
+    @property
+    def record(self) -> Record:
+        return self._trackers[1].record
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        for tracker in self._trackers:
+            tracker.log_metrics(metrics, step)
+
+    def log_image(self, name: str, image: np.ndarray, step: int | None = None) -> None:
+        for tracker in self._trackers:
+            tracker.log_image(name, image, step)
+
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        for tracker in self._trackers:
+            tracker.log_artifact(path, folder)
+
+    def set_tags(self, tags: dict[str, str]) -> None:
+        for tracker in self._trackers:
+            tracker.set_tags(tags)
