@@ -1,0 +1,77 @@
+# All that must be there: Python 3.11 or newer, and make. Everything else is put into $(VENV).
+# On one machine: `make demo`. In another environment: `make demo VENV=/path/to/venv PYTHON=python3.12`.
+
+VENV ?= .venv
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; do $$name -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$name && break; done)
+WORKERS ?= 2
+ARGS ?=
+
+# `make demo PRESET=presets/x.yaml` runs in a copy of the project, so that your params.yaml and data/ stay as they are.
+PRESET ?= params.yaml
+RUN := $(if $(filter params.yaml,$(PRESET)),.,.scratch/demo-$(basename $(notdir $(PRESET))))
+CATS ?= 4000
+
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+export DO_NOT_TRACK = true
+export DVC_NO_ANALYTICS = 1
+export MLFLOW_DISABLE_TELEMETRY = true
+export PREFECT_SERVER_ANALYTICS_ENABLED = false
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PIP_ROOT_USER_ACTION = ignore
+
+.PHONY: help install demo test lint format ui bench
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*##/\1:/p' Makefile | awk -F': ' '{ printf "make %-9s %s\n", $$1, $$2 }'
+
+install: $(VENV)/.installed  ## an environment in .venv with the exact versions of constraints.txt (a few GB, a few minutes)
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(or $(PYTHON),false) -c '$(NEW_ENOUGH)' || { echo "Darkroom needs Python 3.11 or newer. If you have one, name it: make install PYTHON=/path/to/python3.12"; exit 1; }
+	@[ -x $(VENV)/bin/pip ] || $(PYTHON) -m venv --clear $(VENV) || { echo "Python's venv module is incomplete here (on Debian: apt-get install python3-venv)."; exit 1; }
+	@echo "Installing into $(VENV), which takes a few minutes the first time."
+	@$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install  ## draws toy cats (unless data/raw has photos), trains on them, evaluates, registers
+	@if [ $(RUN) != . ]; then \
+		echo "$(PRESET) runs in a copy of the project, $(RUN); your params.yaml and data/ stay as they are."; \
+		mkdir -p $(RUN)/data && cd $(RUN) && rm -rf darkroom stages flows && cd - >/dev/null && \
+		cp -R darkroom stages flows dvc.yaml .dvcignore $(RUN)/ && cp $(PRESET) $(RUN)/params.yaml; \
+	fi
+	@cd $(RUN) && { [ -d .dvc ] || dvc init --quiet --no-scm; } && { [ -e .git ] || dvc config --quiet --local core.no_scm true; }
+	@cd $(RUN) && if [ -n "$$(ls -A data/raw 2>/dev/null)" ]; then \
+		echo "data/raw is not empty: training on what is there."; \
+	else \
+		echo "data/raw is empty: drawing toy cats." && rm -rf data/raw && \
+		darkroom demo-data data/raw.new --num-cats $(CATS) && mv data/raw.new data/raw; \
+	fi
+	cd $(RUN) && dvc repro
+	@echo
+	@echo "Pictures   $(RUN)/data/report/pictures"
+	@echo "Report     $(RUN)/data/report/report.html"
+	@echo "Your own   $(VENV)/bin/darkroom sample --model $(RUN)/data --prompt 'a sitting orange cat with green eyes, at night' --out cat.png"
+	@echo "All runs   make ui$(if $(filter .,$(RUN)),, PRESET=$(PRESET))"
+
+test: install  ## the tests, as CI runs them; `make test ARGS=--run-slow` for all
+	pytest -n $(WORKERS) $(ARGS)
+
+lint: install  ## ruff and mypy
+	ruff check .
+	ruff format --check .
+	mypy
+
+format: install  ## sorts imports and formats
+	ruff check --fix .
+	ruff format .
+
+ui: install  ## MLflow on http://127.0.0.1:5000 and Prefect on http://127.0.0.1:4200, until Ctrl-C
+	@echo "MLflow http://127.0.0.1:5000   Prefect http://127.0.0.1:4200   (Ctrl-C stops both)"
+	@cd $(RUN) && { mlflow server --backend-store-uri "sqlite:///$$PWD/mlflow.db" --artifacts-destination "$$PWD/mlartifacts" \
+		--host 127.0.0.1 --port 5000 --workers 1 & mlflow=$$!; trap 'kill $$mlflow' EXIT INT TERM; \
+		prefect server start --host 127.0.0.1 --port 4200; }
+
+bench: install  ## measures speed and writes docs/benchmarks.md
+	python -m benchmarks

@@ -1,0 +1,44 @@
+"""What all tests share: the `--run-slow` flag, few threads, no network, no telemetry, and the optional photos."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+_ALONE = "PYTEST_XDIST_WORKER" not in os.environ
+os.environ.setdefault("OMP_NUM_THREADS", "2" if _ALONE else "1")  # before torch is imported
+os.environ |= {
+    "DO_NOT_TRACK": "true",
+    "DVC_NO_ANALYTICS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-slow", action="store_true", help="run the tests marked `slow` too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--run-slow"):
+        return
+    skip = pytest.mark.skip(reason="slow: give --run-slow to run it")
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def project() -> Path:
+    """The folder of the project."""
+    return Path(__file__).parents[1]
+
+
+@pytest.fixture
+def shared(project: Path) -> Path:
+    """A folder of real photos and weights beside the project, which not everybody has."""
+    folder = project.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("there is no folder ../shared with real photos")
+    return folder
