@@ -10,6 +10,7 @@ from ruamel.yaml.error import YAMLError
 
 Fraction = Field(ge=0, le=1)
 PositiveInt = Field(gt=0)
+Precision = Literal["auto", "fp32", "bf16"]  # auto = bf16 where the hardware multiplies it, else fp32
 
 
 class Section(BaseModel):
@@ -46,7 +47,7 @@ class TrainingParams(Section):
     weight_decay: float = Field(ge=0)
     grad_clip: float = Field(gt=0)  # largest gradient norm
     ema_decay: float = Field(ge=0, lt=1)  # 0 = no averaging
-    precision: Literal["fp32", "bf16"]  # of the arithmetic; the weights are fp32
+    precision: Precision  # of the arithmetic; the weights are fp32
     log_every: int = PositiveInt  # steps
     val_every: int = PositiveInt  # steps
     checkpoint_every: int = PositiveInt  # steps
@@ -109,7 +110,7 @@ class TrainVaeParams(TrainingParams):
 class CacheLatentsParams(Section):
     batch_size: int = PositiveInt
     flip: bool  # cache the mirrored picture too; training draws one of the two
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     samples_per_shard: int = PositiveInt
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from darkroom.device import best_device
 from darkroom.diffusion.denoiser import make_denoiser
 from darkroom.diffusion.guidance import classifier_free
 from darkroom.diffusion.samplers import SAMPLERS
@@ -44,11 +45,6 @@ class DiffusionConfig:
             raise ValueError(f"{folder} has no {DIFFUSION}: it is not the folder of a U-Net that train_unet wrote.")
         content = json.loads((folder / DIFFUSION).read_text(encoding="utf-8"))
         return cls(schedule=Schedule.make(**content.pop("schedule")), **content)
-
-
-def best_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    return torch.accelerator.current_accelerator() or torch.device("cpu") if torch.accelerator.is_available() else torch.device("cpu")
 
 
 class TextToImage:
@@ -142,7 +138,7 @@ class TextToImage:
             )
             for start in (progress(starts, desc="draw", unit="batch") if show_progress else starts)
         ]
-        side = self.latent_shape[1] * self.vae.stride
+        side = self.latent_shape[1] * self.vae.config.stride
         return np.concatenate(pictures) if pictures else np.empty((0, side, side, 3), np.uint8)
 
     def _sample_batch(

@@ -14,11 +14,11 @@ import torch
 from darkroom.config import CacheLatentsParams
 from darkroom.data.latents import write_captions, write_latents
 from darkroom.data.shards import ImageShards
+from darkroom.device import best_device, use_bf16
 from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.clip import ClipTowers
 from darkroom.models.weights import load_model
 from darkroom.progress import progress
-from darkroom.sampling import best_device
 from darkroom.stage import Stage, main
 from darkroom.training.tasks import to_float
 
@@ -30,7 +30,7 @@ def run(stage: Stage[CacheLatentsParams]) -> None:
     photos = {split: ImageShards(stage.inputs["shards"], split) for split in ("train", "val")}
     vae = load_model(AutoencoderKL, stage.inputs["vae"]).to(device).eval()
     towers = ClipTowers.load(stage.inputs["clip"]).to(device).eval()
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=params.precision == "bf16"):
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(params.precision, device)):
         splits = {
             split: write_latents(out, split=split, samples=encode_photos(vae, shards, params, device), samples_per_shard=params.samples_per_shard)
             for split, shards in photos.items()
@@ -38,7 +38,7 @@ def run(stage: Stage[CacheLatentsParams]) -> None:
         captions = sorted({"", *photos["train"].captions, *photos["val"].captions})
         warn_of_lost_words(towers, captions)
         splits["captions"] = write_captions(out, encode_captions(towers, captions, params.batch_size, device), samples_per_shard=params.samples_per_shard)
-    side = photos["train"].size // vae.stride
+    side = photos["train"].size // vae.config.stride
     stage.content |= {
         "splits": splits,
         "latent_shape": [vae.config.latent_channels, side, side],

@@ -26,8 +26,8 @@ def run(stage: Stage[TrainUnetParams]) -> None:
     params = stage.params
     latents, held_out = (LatentShards(stage.inputs["latents"], split) for split in ("train", "val"))
     vae = load_model(AutoencoderKL, stage.inputs["vae"])
-    torch.manual_seed(params.seed)
     unet = UNet2DConditionModel(unet_config(params, latents))
+    unet.initialise(params.seed)
     diffusion = DiffusionConfig(schedule=Schedule.make(**params.schedule.model_dump()), prediction=params.prediction, **params.sampling.model_dump())
     artist = TextToImage(vae=vae, unet=unet, clip=ClipTowers.load(stage.inputs["clip"]), config=diffusion, latent_shape=latents.latent_shape)
     prompts = [held_out.captions[index % len(held_out)] for index in range(params.num_samples)]
@@ -52,26 +52,23 @@ def run(stage: Stage[TrainUnetParams]) -> None:
 
 
 def unet_config(params: TrainUnetParams, latents: LatentShards) -> UNetConfig:
-    """diffusers' config of the U-Net that params describe, for these latents and token embeddings."""
+    """The config of the U-Net that params describe, for these latents and token embeddings."""
     model = params.model
     channels, side, _ = latents.latent_shape
     halvings = 2 ** (len(model.block_out_channels) - 1)
     if side % halvings:
         raise ValueError(f"The latents are {side} wide, but train_unet.model halves them {len(model.block_out_channels) - 1} times: drop a level.")
-    down = ["CrossAttnDownBlock2D" if attention else "DownBlock2D" for attention in model.attention]
-    up = ["CrossAttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(model.attention)]
-    return UNetConfig(
-        sample_size=side,
-        in_channels=channels,
-        out_channels=channels,
+    return UNetConfig.from_levels(
         block_out_channels=model.block_out_channels,
-        down_block_types=down,
-        up_block_types=up,
+        attention=model.attention,
         layers_per_block=model.layers_per_block,
-        cross_attention_dim=latents.empty_context.shape[-1],
-        attention_head_dim=[max(1, width // model.attention_head_dim) for width in model.block_out_channels],
+        channels_per_head=model.attention_head_dim,
         norm_num_groups=model.norm_num_groups,
+        latent_channels=channels,
+        latent_size=side,
+        context_dim=latents.empty_context.shape[-1],
     )
+
 
 
 if __name__ == "__main__":

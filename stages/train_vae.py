@@ -5,18 +5,20 @@ diffusion_pytorch_model.safetensors), metrics.json, curves/ and reconstructions.
 `steps: 0` uses it as it is.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from PIL import Image
 
 from darkroom.config import TrainVaeParams
 from darkroom.data.shards import ImageShards
+from darkroom.device import best_device
 from darkroom.evaluation.reconstruction import psnr, ssim
 from darkroom.evaluation.report import picture_grid
 from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from darkroom.models.weights import load_model, save_model
 from darkroom.provenance import write_json
-from darkroom.sampling import best_device
 from darkroom.stage import Stage, main
 from darkroom.training.latent_scale import measure_latents
 from darkroom.training.loop import train
@@ -41,7 +43,7 @@ def run(stage: Stage[TrainVaeParams]) -> None:
     vae.to(device)
     if params.steps or not params.init:  # a VAE taken as it is keeps its own numbers
         scale, shift = measure_latents(vae, photos, device)
-        vae.config.scaling_factor, vae.config.shift_factor = scale, shift
+        vae.config = replace(vae.config, scaling_factor=scale, shift_factor=shift)
     out = stage.outs["vae"]
     save_model(vae, out)
     curves.write(out)
@@ -64,10 +66,11 @@ def load_or_build(params: TrainVaeParams, *, size: int) -> AutoencoderKL:
     elif params.steps == 0:
         raise ValueError("train_vae.steps is 0 and train_vae.init is empty: name the folder of a VAE to use as it is, or train one.")
     else:
-        torch.manual_seed(params.seed)
-        vae = AutoencoderKL(AutoencoderConfig(sample_size=size, **params.model.model_dump()))
-    if size % vae.stride:
-        raise ValueError(f"ingest.size is {size} px, but this VAE needs a multiple of {vae.stride} (one halving a level after the first).")
+        model = params.model.model_dump() | {"block_out_channels": tuple(params.model.block_out_channels)}
+        vae = AutoencoderKL(AutoencoderConfig(sample_size=size, **model))
+        vae.initialise(params.seed)
+    if size % vae.config.stride:
+        raise ValueError(f"ingest.size is {size} px, but this VAE needs a multiple of {vae.config.stride} (one halving a level after the first).")
     return vae
 
 

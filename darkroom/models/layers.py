@@ -29,8 +29,8 @@ def timestep_embedding(timesteps: Tensor, dim: int, *, flip_sin_to_cos: bool, fr
         (B, dim)
     """
     half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / (half - freq_shift)
-    angles = timesteps.float()[:, None] * torch.exp(-math.log(10_000) * exponents)
+    exponents = -math.log(10_000) * torch.arange(half, dtype=torch.float32, device=timesteps.device)
+    angles = timesteps.float()[:, None] * torch.exp(exponents / (half - freq_shift))
     waves = [angles.cos(), angles.sin()] if flip_sin_to_cos else [angles.sin(), angles.cos()]
     return torch.cat(waves, dim=-1)
 

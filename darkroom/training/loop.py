@@ -18,6 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from darkroom.config import TrainingParams
+from darkroom.device import best_device, use_bf16
 from darkroom.progress import progress
 from darkroom.tracking.tracker import Tracker
 from darkroom.training.checkpoint import Checkpoints
@@ -90,9 +91,10 @@ def train(
         Interrupted: SIGINT or SIGTERM came; a checkpoint has been written.
     """
     # Devices, optimizer, average, checkpoint.
+    bf16 = use_bf16(params.precision, best_device())
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # said aloud, or Accelerate ignores the other processes of a CPU run
-        mixed_precision="bf16" if params.precision == "bf16" else "no",
+        mixed_precision="bf16" if bf16 else "no",
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)],
     )
     if accelerator.num_processes != params.num_processes:
@@ -170,7 +172,7 @@ def _log_start(name: str, task: Task, params: TrainingParams, accelerator: Accel
         name,
         trained / 1e6,
         accelerator.device,
-        params.precision,
+        accelerator.mixed_precision.replace("no", "fp32"),
         params.batch_size,
         params.batch_size // parts,
         params.num_processes,

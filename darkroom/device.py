@@ -1,0 +1,21 @@
+"""Where to compute and in what precision, when nobody says."""
+
+import torch
+
+
+def best_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to compute in bf16: as told, or for `auto` if the device has instructions for it.
+
+    On a CPU with AVX512-BF16 or AMX bf16 takes about half the time of fp32; on one without it takes longer.
+    """
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported())
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
