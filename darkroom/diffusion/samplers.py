@@ -87,7 +87,8 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise_at: NoiseAt |
 def _steps(sigmas: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
     """index, sigma, next sigma, as float64 on the CPU: coefficients cost no synchronisation with an accelerator."""
     sigmas = sigmas.detach().to("cpu", torch.float64)
-    assert (sigmas.diff() < 0).all() and sigmas[-1] == 0, "sigmas must fall and end in 0"
+    assert (sigmas.diff() < 0).all(), "sigmas must fall"
+    assert sigmas[-1] == 0, "sigmas must end in 0"
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         yield index, sigma, sigma_next
 

@@ -10,6 +10,7 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+import torchvision.transforms.functional as TF
 from open_clip.model import get_model_preprocess_cfg
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -156,14 +157,10 @@ class ClipTowers(nn.Module):
     def preprocess(self, images: Tensor) -> Tensor:
         """images as in `forward` -> (B, 3, S, S): shorter side to the tower's size by antialiased bicubic, middle cut out, normalised"""
         images = images.permute(0, 3, 1, 2).float() / 255 if images.dtype == torch.uint8 else (images.float() + 1) / 2
-        height, width = images.shape[2:]
         target = self.image_size
-        if (height, width) != (target, target):
-            factor = target / min(height, width)
-            size = [round(height * factor), round(width * factor)]
-            images = F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(0, 1)
-            top, left = (size[0] - target) // 2, (size[1] - target) // 2
-            images = images[:, :, top : top + target, left : left + target]
+        if images.shape[2:] != (target, target):
+            images = TF.resize(images, target, TF.InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+            images = TF.center_crop(images, [target, target])
         return (images - self.pixel_mean) / self.pixel_std
 
     @torch.no_grad()
@@ -181,7 +178,7 @@ class ClipTowers(nn.Module):
 
 def _parse_source(source: str | Path) -> tuple[str, str | None]:
     """open_clip's `model_name` and `pretrained`."""
-    if Path(source).is_dir():
+    if str(source) and Path(source).is_dir():
         return f"local-dir:{source}", None
     match str(source).split("::"):
         case [arch, weights] if arch and weights:

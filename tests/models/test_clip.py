@@ -1,0 +1,318 @@
+"""The towers against open_clip itself, against transformers' text model and against a forward written out by hand."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from darkroom.models.clip import CONFIG_FILE, WEIGHTS_FILE, ClipTowers
+
+TINY = {
+    "embed_dim": 16,
+    "image_size": 16,
+    "patch_size": 8,
+    "vision_width": 32,
+    "vision_layers": 1,
+    "text_width": 64,
+    "text_layers": 2,
+    "context_length": 12,
+}
+CAPTIONS = ["a black cat", "two ginger cats on a sofa"]
+
+
+@pytest.fixture(scope="module")
+def towers() -> ClipTowers:
+    return ClipTowers.build(TINY, seed=0).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(towers: ClipTowers, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clip")
+    towers.save(path)
+    return path
+
+
+@pytest.fixture
+def tiny_arch(folder: Path, tmp_path: Path) -> str:
+    """A name that open_clip knows as an architecture."""
+    config = tmp_path / "darkroom-tiny.json"
+    config.write_text(json.dumps(json.loads((folder / CONFIG_FILE).read_text())["model_cfg"]))
+    open_clip.add_model_config(config)
+    return "darkroom-tiny"
+
+
+def pictures(size: int = 16, count: int = 2) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def assert_same_towers(first: ClipTowers, second: ClipTowers) -> None:
+    torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=0, atol=0)
+    assert torch.equal(first.tokenize(CAPTIONS), second.tokenize(CAPTIONS))
+    torch.testing.assert_close(first.encode_images(pictures()), second.encode_images(pictures()))
+
+
+@torch.no_grad()
+def test_open_clip_alone_loads_model_tokenizer_and_preprocessing_from_our_folder(towers: ClipTowers, folder: Path) -> None:
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    tokens = tokenizer(CAPTIONS)
+    assert torch.equal(tokens, towers.tokenize(CAPTIONS))
+    assert tokens.shape == (2, TINY["context_length"])
+    images = torch.stack([preprocess(Image.fromarray(picture)) for picture in pictures()])
+    image_features, text_features, scale = model.eval()(images, tokens)
+    ours = towers(torch.from_numpy(pictures()), tokens)
+    torch.testing.assert_close(ours, (image_features, text_features, scale))
+
+
+def test_our_folder_loads_again_as_it_was(towers: ClipTowers, folder: Path) -> None:
+    loaded = ClipTowers.load(folder)
+    assert_same_towers(loaded, towers)
+    assert not loaded.training
+
+
+def test_saving_a_loaded_model_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    ClipTowers.load(folder).save(tmp_path / "once")
+    ClipTowers.load(tmp_path / "once").save(tmp_path / "twice")
+    assert (tmp_path / "once" / WEIGHTS_FILE).read_bytes() == (folder / WEIGHTS_FILE).read_bytes()
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes()
+
+
+def test_an_architecture_with_a_local_file_loads(towers: ClipTowers, folder: Path, tiny_arch: str) -> None:
+    loaded = ClipTowers.load(f"{tiny_arch}::{folder / WEIGHTS_FILE}")
+    torch.testing.assert_close(loaded.state_dict()["model.visual.proj"], towers.model.visual.proj.detach(), rtol=0, atol=0)
+    assert tuple(loaded.preprocess_cfg["mean"]) == open_clip.OPENAI_DATASET_MEAN  # a bare file says nothing about pixels
+
+
+def test_a_hub_name_goes_through_open_clips_own_download(towers: ClipTowers, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def download(model_id: str, filename: str | None = None, **_: Any) -> str:
+        asked.append(model_id)
+        return str(folder / (filename or WEIGHTS_FILE))
+
+    monkeypatch.setattr(open_clip.factory, "download_pretrained_from_hf", download)
+    assert_same_towers(ClipTowers.load("hf-hub:someone/something"), towers)
+    assert set(asked) == {"someone/something"}
+
+
+def test_loading_and_building_leave_the_global_generator_alone(folder: Path) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    ClipTowers.load(folder)
+    ClipTowers.build(TINY, seed=5)
+    torch.testing.assert_close(torch.rand(1), expected, rtol=0, atol=0)
+
+
+def test_initial_weights_depend_on_the_seed_alone(towers: ClipTowers) -> None:
+    torch.testing.assert_close(ClipTowers.build(TINY, seed=0).state_dict(), towers.state_dict(), rtol=0, atol=0)
+    assert not torch.equal(ClipTowers.build(TINY, seed=1).model.visual.proj, towers.model.visual.proj)
+
+
+def test_the_towers_have_the_sizes_asked_for(towers: ClipTowers) -> None:
+    assert (towers.context_length, towers.context_dim, towers.image_size) == (12, 64, 16)
+    assert towers.encode_tokens(towers.tokenize(CAPTIONS)).shape == (2, 12, 64)
+    assert towers.encode_images(pictures()).shape == towers.encode_texts(CAPTIONS).shape == (2, 16)
+
+
+@torch.no_grad()
+def test_encode_tokens_is_a_causal_pre_norm_transformer_with_a_final_norm(towers: ClipTowers) -> None:
+    weights, heads = towers.model.state_dict(), TINY["text_width"] // 32
+    tokens = towers.tokenize(CAPTIONS)
+    x = weights["token_embedding.weight"][tokens] + weights["positional_embedding"]
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    future = torch.full((12, 12), -math.inf).triu(1)
+    for layer in range(TINY["text_layers"]):
+        block = f"transformer.resblocks.{layer}"
+        packed = norm(x, f"{block}.ln_1") @ weights[f"{block}.attn.in_proj_weight"].T + weights[f"{block}.attn.in_proj_bias"]
+        query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in packed.chunk(3, dim=-1))
+        mixed = torch.softmax(query @ key.mT / math.sqrt(32) + future, -1) @ value
+        x = x + linear(mixed.transpose(1, 2).flatten(2), f"{block}.attn.out_proj")
+        x = x + linear(F.gelu(linear(norm(x, f"{block}.ln_2"), f"{block}.mlp.c_fc")), f"{block}.mlp.c_proj")
+    torch.testing.assert_close(towers.encode_tokens(tokens), norm(x, "ln_final"), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("quick_gelu", [False, True])
+def test_encode_tokens_is_the_last_hidden_state_of_transformers(towers: ClipTowers, quick_gelu: bool) -> None:
+    transformers = pytest.importorskip("transformers")
+    model_cfg = towers.model_cfg | {"quick_gelu": quick_gelu}
+    ours = ClipTowers(open_clip.CLIP(**model_cfg).eval(), model_cfg, towers.preprocess_cfg)
+    config = transformers.CLIPTextConfig(
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        hidden_act="quick_gelu" if quick_gelu else "gelu",
+    )
+    theirs = transformers.CLIPTextModel(config).eval()
+    theirs.load_state_dict(as_transformers(ours.model.state_dict(), like=theirs.state_dict()))
+    tokens = ours.tokenize(CAPTIONS)
+    torch.testing.assert_close(ours.encode_tokens(tokens), theirs(tokens).last_hidden_state, atol=1e-5, rtol=1e-4)
+
+
+def as_transformers(weights: dict[str, Tensor], *, like: dict[str, Tensor]) -> dict[str, Tensor]:
+    first = "embeddings.token_embedding.weight"
+    prefix = next(key for key in like if key.endswith(first)).removesuffix(first)
+    renamed = {
+        first: weights["token_embedding.weight"],
+        "embeddings.position_embedding.weight": weights["positional_embedding"],
+        "final_layer_norm.weight": weights["ln_final.weight"],
+        "final_layer_norm.bias": weights["ln_final.bias"],
+    }
+    names = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    names["attn.out_proj"] = "self_attn.out_proj"
+    for layer in range(TINY["text_layers"]):
+        block, target = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}"
+        for kind in ("weight", "bias"):
+            for old, new in names.items():
+                renamed[f"{target}.{new}.{kind}"] = weights[f"{block}.{old}.{kind}"]
+            for letter, part in zip("qkv", weights[f"{block}.attn.in_proj_{kind}"].chunk(3), strict=True):
+                renamed[f"{target}.self_attn.{letter}_proj.{kind}"] = part
+    return {prefix + key: value for key, value in renamed.items()}
+
+
+def test_features_have_length_one_and_the_scale_is_bounded(towers: ClipTowers) -> None:
+    image_features, text_features, scale = towers(torch.from_numpy(pictures()), towers.tokenize(CAPTIONS))
+    torch.testing.assert_close(image_features.norm(dim=-1), torch.ones(2))
+    torch.testing.assert_close(text_features.norm(dim=-1), torch.ones(2))
+    assert scale.item() == pytest.approx(1 / 0.07)
+    sharp = ClipTowers.build(TINY, seed=0)
+    torch.nn.init.constant_(sharp.model.logit_scale, 50.0)
+    assert sharp(torch.from_numpy(pictures()), towers.tokenize(CAPTIONS))[2].item() == 100
+
+
+def test_forward_uses_every_parameter() -> None:  # else DistributedDataParallel waits for gradients that never come
+    towers = ClipTowers.build(TINY, seed=0)
+    image_features, text_features, scale = towers(torch.zeros(2, 3, 16, 16), towers.tokenize(CAPTIONS))
+    (scale * image_features @ text_features.T).sum().backward()
+    assert [name for name, parameter in towers.named_parameters() if parameter.grad is None] == []
+
+
+def test_metrics_features_are_those_of_forward(towers: ClipTowers) -> None:
+    image_features, text_features, _ = towers(torch.from_numpy(pictures()), towers.tokenize(CAPTIONS))
+    torch.testing.assert_close(towers.encode_images(pictures()), image_features.detach())
+    torch.testing.assert_close(towers.encode_texts(CAPTIONS), text_features.detach())
+
+
+def test_uint8_and_float_pictures_are_seen_alike(towers: ClipTowers) -> None:
+    whole = torch.from_numpy(pictures(40))
+    as_float = whole.permute(0, 3, 1, 2).float() / 127.5 - 1
+    torch.testing.assert_close(towers.preprocess(whole), towers.preprocess(as_float), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (40, 25), (21, 64), (9, 12)])
+def test_pictures_are_resized_and_cut_as_open_clip_does(folder: Path, towers: ClipTowers, shape: tuple[int, int]) -> None:
+    _, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    coarse = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    picture = np.asarray(Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC))
+    expected = preprocess(Image.fromarray(picture))
+    actual = towers.preprocess(torch.from_numpy(picture.copy())[None])[0]
+    torch.testing.assert_close(actual, expected, atol=4.5 / 127.5, rtol=0)  # theirs rounds to whole values twice
+
+
+def test_lost_words_are_what_truncation_drops(towers: ClipTowers) -> None:
+    caption = "one two three four five six seven eight nine ten"  # ten tokens: all that fit
+    assert towers.lost_words(caption) == ""
+    assert towers.lost_words(caption + " eleven twelve") == "eleven twelve"
+    assert torch.equal(towers.tokenize([caption + " eleven twelve"]), towers.tokenize([caption]))
+
+
+def test_a_word_that_is_cut_in_the_middle_is_lost_whole(towers: ClipTowers) -> None:
+    assert len(towers.tokenizer.encode("labradoodles")) > 1
+    assert towers.lost_words("one two three four five six seven eight nine labradoodles") == "labradoodles"
+    assert towers.lost_words("q" * 200) == "q" * 200
+
+
+def test_a_caption_of_ten_thousand_characters_is_cut(towers: ClipTowers) -> None:
+    assert towers.tokenize(["cat " * 2500]).shape == (1, 12)
+
+
+def test_bfloat16_autocast_stays_close(towers: ClipTowers) -> None:
+    images, tokens = torch.from_numpy(pictures()), towers.tokenize(CAPTIONS)
+    expected = towers(images, tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = towers(images, tokens)
+    assert actual[0].dtype == actual[1].dtype == torch.float32
+    torch.testing.assert_close(actual, expected, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("name", ["vision_width", "text_width"])
+def test_a_width_that_heads_do_not_divide_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"model\.{name} is 40; it must be a multiple of 32"):
+        ClipTowers.build(TINY | {name: 40}, seed=0)
+
+
+def test_pictures_that_patches_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.image_size \(18\) must be a multiple of model\.patch_size \(8\)"):
+        ClipTowers.build(TINY | {"image_size": 18}, seed=0)
+
+
+@pytest.mark.parametrize("source", ["", "ViT-B-32", "ViT-B-32::", "no/such/folder", "a::b::c"])
+def test_a_source_of_no_known_form_is_refused(source: str) -> None:
+    with pytest.raises(ValueError, match="is no folder on this machine; give a folder, ARCH::TAG"):
+        ClipTowers.load(source)
+
+
+def test_an_unknown_tag_is_refused_with_the_source(tiny_arch: str) -> None:
+    with pytest.raises(ValueError, match=rf"CLIP `{tiny_arch}::nowhere` could not be loaded: .*'nowhere' is not a known tag"):
+        ClipTowers.load(f"{tiny_arch}::nowhere")
+
+
+def test_a_folder_without_weights_is_refused_rather_than_left_random(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / CONFIG_FILE).write_bytes((folder / CONFIG_FILE).read_bytes())
+    with pytest.raises(ValueError, match="could not be loaded: Required pretrained weights"):
+        ClipTowers.load(tmp_path)
+
+
+def test_weights_of_another_size_are_refused(folder: Path, tmp_path: Path) -> None:
+    ClipTowers.build(TINY | {"text_layers": 1}, seed=0).save(tmp_path)
+    (tmp_path / CONFIG_FILE).write_bytes((folder / CONFIG_FILE).read_bytes())
+    with pytest.raises(ValueError, match=r"could not be loaded: .*Missing key.*resblocks\.1"):
+        ClipTowers.load(tmp_path)
+
+
+def test_a_damaged_weights_file_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / CONFIG_FILE).write_bytes((folder / CONFIG_FILE).read_bytes())
+    (tmp_path / WEIGHTS_FILE).write_bytes(b"no safetensors")
+    with pytest.raises(ValueError, match="could not be loaded"):
+        ClipTowers.load(tmp_path)
+
+
+def test_a_pickle_with_code_in_it_is_refused_and_not_run(folder: Path, tiny_arch: str, tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "exploded"),)
+
+    torch.save(load_file(folder / WEIGHTS_FILE) | {"bomb": Bomb()}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"could not be loaded: .*[Ww]eights_only"):
+        ClipTowers.load(f"{tiny_arch}::{tmp_path / 'weights.pt'}")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_another_kind_of_text_tower_is_refused(folder: Path, tmp_path: Path) -> None:
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    model = open_clip.CustomTextCLIP(**config["model_cfg"])
+    config["model_cfg"]["custom_text"] = True
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
+    torch.save(model.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    with pytest.raises(ValueError, match="has another text tower or tokenizer than CLIP's own"):
+        ClipTowers.load(tmp_path)

@@ -1,0 +1,55 @@
+"""The parts against diffusers and against their definitions."""
+
+import math
+
+import pytest
+import torch
+
+from darkroom.models.layers import Attention, Downsample, PixelAttention, timestep_embedding
+
+
+@pytest.mark.parametrize("flip_sin_to_cos", [False, True])
+@pytest.mark.parametrize("freq_shift", [0, 1])
+def test_timestep_embedding_is_that_of_diffusers(flip_sin_to_cos: bool, freq_shift: int) -> None:
+    embeddings = pytest.importorskip("diffusers.models.embeddings")
+    timesteps = torch.tensor([0.0, 0.5, 999.0])
+    expected = embeddings.get_timestep_embedding(timesteps, 32, flip_sin_to_cos, freq_shift)
+    actual = timestep_embedding(timesteps, 32, flip_sin_to_cos=flip_sin_to_cos, freq_shift=freq_shift)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+def test_timestep_embedding_with_shift_ends_at_a_ten_thousandth() -> None:
+    waves = timestep_embedding(torch.tensor([100.0]), 8, flip_sin_to_cos=True, freq_shift=1)
+    assert float(waves[0, 3]) == pytest.approx(math.cos(100 / 10_000))
+    assert float(waves[0, 4]) == pytest.approx(math.sin(100))
+
+
+def test_attention_is_the_softmax_average_of_the_values() -> None:
+    torch.manual_seed(0)
+    attention = Attention(8, heads=2, context_dim=6)
+    tokens, context = torch.randn(3, 5, 8), torch.randn(3, 4, 6)
+    query, key, value = attention.to_q(tokens), attention.to_k(context), attention.to_v(context)
+    heads = []
+    for head in (slice(0, 4), slice(4, 8)):
+        weights = torch.softmax(query[..., head] @ key[..., head].mT / math.sqrt(4), dim=-1)
+        heads.append(weights @ value[..., head])
+    torch.testing.assert_close(attention(tokens, context), attention.to_out[0](torch.cat(heads, -1)))
+
+
+def test_pixel_attention_does_not_know_where_a_pixel_is() -> None:
+    torch.manual_seed(0)
+    attention = PixelAttention(8, groups=2, eps=1e-6)
+    x = torch.randn(1, 8, 3, 5)
+    order = torch.randperm(15)
+    shuffled = attention(x.flatten(2)[:, :, order].unflatten(2, (3, 5)))
+    torch.testing.assert_close(shuffled.flatten(2), attention(x).flatten(2)[:, :, order])
+
+
+@pytest.mark.parametrize(("asymmetric", "first_pixel_sees"), [(True, 9), (False, 4)])
+def test_the_two_downsamplings_pad_on_different_sides(asymmetric: bool, first_pixel_sees: int) -> None:
+    layer = Downsample(1, asymmetric=asymmetric)
+    torch.nn.init.ones_(layer.conv.weight)
+    torch.nn.init.zeros_(layer.conv.bias)
+    output = layer(torch.ones(1, 1, 4, 4))
+    assert output.shape == (1, 1, 2, 2)
+    assert output[0, 0, 0, 0].item() == first_pixel_sees

@@ -1,0 +1,208 @@
+"""The U-Net against diffusers' (an oracle, for tests only) and against its own promises."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from darkroom.models.unet import UNet2DConditionModel, UNetConfig
+from darkroom.models.weights import load_model, save_model
+
+TINY: dict[str, Any] = {
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "block_out_channels": [8, 16],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "cross_attention_dim": 12,
+    "attention_head_dim": 2,
+}
+# Stable Diffusion's own shapes with fewer channels: everything that is not width is as published.
+SD1: dict[str, Any] = {"block_out_channels": [32, 64, 128, 128], "norm_num_groups": 32, "cross_attention_dim": 24, "attention_head_dim": 8}
+SD2: dict[str, Any] = SD1 | {"attention_head_dim": [2, 4, 8, 8], "use_linear_projection": True, "upcast_attention": True}
+SD1_CONFIG_JSON = {  # of the published v1.5, all of it
+    "_class_name": "UNet2DConditionModel",
+    "_diffusers_version": "0.6.0",
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "center_input_sample": False,
+    "cross_attention_dim": 768,
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-05,
+    "norm_num_groups": 32,
+    "out_channels": 4,
+    "sample_size": 64,
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+}
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
+def diffusers_unet(config: dict[str, Any]) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return pytest.importorskip("diffusers").UNet2DConditionModel(**config).eval()
+
+
+def inputs(config: dict[str, Any], side: tuple[int, int] = (16, 8)) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, config.get("in_channels", 4), *side, generator=generator)
+    return x, torch.tensor([3, 977]), torch.randn(2, 5, config["cross_attention_dim"], generator=generator)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [TINY, TINY | {"flip_sin_to_cos": False, "freq_shift": 1}, TINY | {"norm_eps": 1e-2, "in_channels": 9}, SD1, SD2],
+    ids=["tiny", "sine-first", "eps-and-inpainting-channels", "sd1", "sd2"],
+)
+@torch.no_grad()
+def test_same_weights_predict_as_in_diffusers(tmp_path: Path, config: dict[str, Any]) -> None:
+    oracle = diffusers_unet(config)
+    oracle.save_pretrained(tmp_path)
+    unet = load_model(UNet2DConditionModel, tmp_path)
+    x, timesteps, context = inputs(config)
+    assert relative_error(unet(x, timesteps, context), oracle(x, timesteps, context).sample) <= 1e-4
+
+
+@torch.no_grad()
+def test_sides_that_are_no_power_of_two_predict_as_in_diffusers(tmp_path: Path) -> None:
+    oracle = diffusers_unet(SD1)
+    oracle.save_pretrained(tmp_path)
+    x, timesteps, context = inputs(SD1, side=(13, 10))
+    assert relative_error(load_model(UNet2DConditionModel, tmp_path)(x, timesteps, context), oracle(x, timesteps, context).sample) <= 1e-4
+
+
+@torch.no_grad()
+def test_fractional_timesteps_predict_as_in_diffusers(tmp_path: Path) -> None:
+    oracle = diffusers_unet(TINY)
+    oracle.save_pretrained(tmp_path)
+    x, _, context = inputs(TINY)
+    timesteps = torch.tensor([0.25, 977.5])
+    assert relative_error(load_model(UNet2DConditionModel, tmp_path)(x, timesteps, context), oracle(x, timesteps, context).sample) <= 1e-4
+
+
+@pytest.mark.parametrize("config", [TINY, SD2], ids=["tiny", "sd2"])
+@torch.no_grad()
+def test_diffusers_loads_what_we_save(tmp_path: Path, config: dict[str, Any]) -> None:
+    unet = UNet2DConditionModel(UNetConfig.from_json({"_class_name": "UNet2DConditionModel", **config}, "here"))
+    save_model(unet, tmp_path)
+    oracle = pytest.importorskip("diffusers").UNet2DConditionModel.from_pretrained(tmp_path)
+    x, timesteps, context = inputs(config)
+    assert relative_error(oracle(x, timesteps, context).sample, unet(x, timesteps, context)) <= 1e-4
+
+
+def test_the_published_stable_diffusion_configuration_gives_its_860_million_parameters() -> None:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(UNetConfig.from_json(SD1_CONFIG_JSON, "here"))
+    assert sum(parameter.numel() for parameter in unet.parameters()) == 859_520_964
+
+
+def test_from_levels_speaks_of_channels_a_head() -> None:
+    config = UNetConfig.from_levels(
+        block_out_channels=[16, 32],
+        attention=[False, True],
+        layers_per_block=1,
+        channels_per_head=8,
+        norm_num_groups=8,
+        latent_channels=3,
+        latent_size=4,
+        context_dim=10,
+    )
+    assert config.heads == (2, 4)
+    assert config.down_block_types == ("DownBlock2D", "CrossAttnDownBlock2D")
+    assert config.up_block_types == ("CrossAttnUpBlock2D", "UpBlock2D")
+    unet = UNet2DConditionModel(config)
+    assert unet.up_blocks[0].attentions[0].transformer_blocks[0].attn1.heads == 4
+    assert unet(torch.zeros(2, 3, 4, 4), torch.zeros(2), torch.zeros(2, 6, 10)).shape == (2, 3, 4, 4)
+
+
+def test_a_new_unet_predicts_zero_and_every_weight_learns() -> None:
+    unet = UNet2DConditionModel(UNetConfig(**TINY))
+    unet.initialise(0)
+    x, timesteps, context = inputs(TINY)
+    assert not unet(x, timesteps, context).any()
+    optimizer = torch.optim.SGD(unet.parameters(), lr=0.1)
+    for _ in range(4):  # one step for each layer of zeros on the way from the loss to a weight, and one more
+        optimizer.zero_grad()
+        (unet(x, timesteps, context) - torch.ones_like(x)).square().mean().backward()
+        optimizer.step()
+    assert [name for name, parameter in unet.named_parameters() if not parameter.grad.any()] == []
+
+
+def test_initial_weights_depend_on_the_seed_alone() -> None:
+    first, again, other = (UNet2DConditionModel(UNetConfig(**TINY)) for _ in range(3))
+    first.initialise(1)
+    again.initialise(1)
+    other.initialise(2)
+    torch.testing.assert_close(first.state_dict(), again.state_dict(), rtol=0, atol=0)
+    assert not torch.equal(first.conv_in.weight, other.conv_in.weight)
+
+
+def test_the_prediction_depends_on_the_caption_and_on_the_timestep() -> None:
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(UNetConfig(**TINY))
+    x, timesteps, context = inputs(TINY)
+    prediction = unet(x, timesteps, context)
+    assert relative_error(unet(x, timesteps, context.flip(0)), prediction) > 1e-3
+    assert relative_error(unet(x, timesteps.flip(0), context), prediction) > 1e-3
+
+
+def test_bfloat16_autocast_stays_close() -> None:
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(UNetConfig(**TINY))
+    x, timesteps, context = inputs(TINY)
+    expected = unet(x, timesteps, context)
+    with torch.autocast("cpu", torch.bfloat16):
+        prediction = unet(x, timesteps, context)
+    assert relative_error(prediction.float(), expected) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block_out_channels": [8, 18]}, r"has 18, not a multiple of `norm_num_groups` \(4\)"),
+        ({"attention_head_dim": 3}, r"has 8, which 3 attention heads \(`attention_head_dim`\) do not divide"),
+        ({"attention_head_dim": [2]}, r"`attention_head_dim` has 1 entries, `block_out_channels` 2"),
+        ({"down_block_types": ["DownBlock2D"]}, r"`down_block_types` should be 2 times CrossAttnDownBlock2D or DownBlock2D"),
+        ({"down_block_types": ["AttnDownBlock2D"] * 2}, r"`down_block_types` should be 2 times"),
+        ({"up_block_types": ["UpBlock2D"] * 2}, r"`up_block_types` should mirror .*'CrossAttnUpBlock2D', 'UpBlock2D'"),
+    ],
+)
+def test_a_configuration_that_contradicts_itself_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        UNetConfig(**(TINY | changes))
+
+
+def test_channels_that_heads_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"has 12, not a multiple of the 8 channels of an attention head"):
+        UNetConfig.from_levels(
+            block_out_channels=[12],
+            attention=[True],
+            layers_per_block=1,
+            channels_per_head=8,
+            norm_num_groups=4,
+            latent_channels=4,
+            latent_size=8,
+            context_dim=8,
+        )
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_full_stable_diffusion_1_shape_predicts_as_in_diffusers() -> None:
+    oracle = diffusers_unet({key: value for key, value in SD1_CONFIG_JSON.items() if not key.startswith("_")})
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(UNetConfig.from_json(SD1_CONFIG_JSON, "here"))
+    unet.load_state_dict(oracle.state_dict(), assign=True)
+    x, timesteps, context = torch.randn(1, 4, 32, 32), torch.tensor([500]), torch.randn(1, 77, 768)
+    assert relative_error(unet(x, timesteps, context), oracle(x, timesteps, context).sample) <= 1e-4
