@@ -43,9 +43,12 @@ def pipeline_name(folder: Path) -> str:
 
 
 def lock_hashes(folder: Path) -> dict[str, str]:
-    """path -> md5 of every output in dvc.lock. DVC writes it after each stage, so what a stage reads is in it already."""
+    """path -> md5 of every dependency and output in dvc.lock.
+
+    DVC writes the file after each stage, so the outputs that a running stage reads are in it already.
+    """
     if not (folder / "dvc.lock").is_file():
         return {}
     stages: dict[str, Any] = read_yaml(folder / "dvc.lock").get("stages", {})
-    outs = [out for stage in stages.values() for out in stage.get("outs", [])]
-    return {out["path"]: out["md5"] for out in outs if "md5" in out}
+    entries = [entry for kind in ("deps", "outs") for stage in stages.values() for entry in stage.get(kind, [])]
+    return {entry["path"]: entry["md5"] for entry in entries if "md5" in entry}

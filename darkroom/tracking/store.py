@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,11 +43,12 @@ def tracking_is_off() -> bool:
 
 def project_root(start: Path | None = None) -> Path:
     """The folder whose mlflow.db counts: DVC_ROOT where DVC sets it (also from inside `dvc exp run --temp`), else the nearest
-    folder at or above `start` (default: the current one) that has a dvc.yaml, else `start` itself."""
+    folder at or above `start` (default: the current one) that has a dvc.yaml or params.yaml, else `start` itself."""
     if root := os.environ.get("DVC_ROOT"):
         return Path(root).resolve()
     here = (start or Path.cwd()).resolve()
-    return next((folder for folder in [here, *here.parents] if (folder / "dvc.yaml").is_file()), here)
+    marked = (folder for folder in [here, *here.parents] if any((folder / name).is_file() for name in ("dvc.yaml", "params.yaml")))
+    return next(marked, here)
 
 
 def tracking_uri(root: Path) -> str:
@@ -84,10 +86,12 @@ def open_store(root: Path) -> Store:
 
 
 def _quiet() -> None:
-    """No telemetry, no migration log, and an unreachable server costs seconds instead of the ten minutes of MLflow's defaults."""
+    """No telemetry, no chatter, and an unreachable server costs seconds; set before MLflow is imported, which reads them once."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,101 @@
+"""What is registered: one folder with the three parts of a model, what made it, and a page for people; packed for MLflow."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from darkroom.provenance import write_json
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+PARTS = ("clip", "vae", "unet")
+BUNDLE = "bundle"  # name of the artifact
+REQUIREMENTS = (  # what drawing imports; a model names the versions that it was made with
+    *("torch", "torchvision", "open-clip-torch", "safetensors", "numpy", "pillow"),
+    *("pydantic", "ruamel.yaml", "filelock", "tqdm", "mlflow", "pandas"),
+)
+
+
+def build_bundle(folder: Path, *, name: str, parts: dict[str, Path], lineage: dict[str, Any], metrics: dict[str, float]) -> None:
+    """Fills the empty `folder` with links to the parts, `lineage.json` and `README.md`; copying it follows the links."""
+    for part in PARTS:
+        (folder / part).symlink_to(parts[part].resolve(), target_is_directory=True)
+    write_json(folder / "lineage.json", lineage)
+    (folder / "README.md").write_text(_readme(name, lineage, metrics), encoding="utf-8")
+
+
+def _readme(name: str, lineage: dict[str, Any], metrics: dict[str, float]) -> str:
+    numbers = "\n".join(f"| {key} | {value:.6g} |" for key, value in sorted(metrics.items()))
+    facts = "\n".join(f"| {key} | `{value}` |" for key, value in sorted(lineage.items()))
+    return f"""# {name}
+
+A text-to-image latent diffusion model made with Darkroom: the text tower in `clip/` (open_clip's layout), the autoencoder in
+`vae/` and the denoiser in `unet/` (diffusers' layout), all safetensors.
+
+```python
+from darkroom.sampling import TextToImage
+
+images = TextToImage.load("this folder").sample(["a cat"], seeds=[0])  # uint8 (1, H, W, 3)
+```
+
+## Numbers of its evaluation
+
+| metric | value |
+|---|---|
+{numbers}
+
+## What made it
+
+| | |
+|---|---|
+{facts}
+"""
+
+
+def save_served_model(path: Path, bundle: Path, *, run_id: str, model_id: str) -> None:
+    """Writes an MLflow model to `path`: the bundle, this package's source, served_model.py, signature and example.
+
+    The model needs nothing but the packages of REQUIREMENTS: it carries the code that made it.
+    """
+    from mlflow import pyfunc
+    from mlflow.models import Model
+
+    import darkroom
+
+    pyfunc.save_model(
+        path=str(path),
+        python_model=str(Path(__file__).with_name("served_model.py")),
+        artifacts={BUNDLE: str(bundle)},
+        code_paths=[str(Path(darkroom.__file__).parent)],
+        signature=_signature(bundle),
+        input_example={"prompt": ["a cat"]},
+        pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
+        mlflow_model=Model(run_id=run_id, model_id=model_id),
+    )
+    model = Model.load(str(path))
+    flavor = model.flavors["python_function"]  # where MLflow notes paths of this machine, which are nobody's business
+    flavor["artifacts"][BUNDLE]["uri"] = flavor["artifacts"][BUNDLE]["path"]
+    flavor["model_code_path"] = "served_model.py"
+    model.save(str(path / "MLmodel"))
+
+
+def _signature(bundle: Path) -> "ModelSignature":
+    """Defaults of the parameters are those of the model."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+    defaults = json.loads((bundle / "unet" / "diffusion.json").read_text(encoding="utf-8"))
+    return ModelSignature(
+        inputs=Schema([ColSpec("string", "prompt")]),
+        outputs=Schema([ColSpec("string", "prompt"), ColSpec("long", "seed"), ColSpec("string", "png")]),
+        params=ParamSchema(
+            [
+                ParamSpec("seed", "long", 0),
+                ParamSpec("steps", "long", defaults["steps"]),
+                ParamSpec("sampler", "string", defaults["sampler"]),
+                ParamSpec("guidance_scale", "double", defaults["guidance_scale"]),
+            ]
+        ),
+    )

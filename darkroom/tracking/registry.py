@@ -1,0 +1,199 @@
+"""Registered versions and the names that say which one is live: challenger, champion, previous."""
+
+import json
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlparse
+
+from darkroom.provenance import replacing
+from darkroom.tracking.bundle import BUNDLE, save_served_model
+from darkroom.tracking.gate import Policy, Report, judge
+from darkroom.tracking.store import DATABASE, Store, lock, open_store, project_root, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+MAX_TAG_CHARACTERS = 5000  # what the sqlite store takes
+
+
+def open_registry(start: Path | None = None) -> Store:
+    """The store of the project at or above `start` (default: the current folder), which must exist already.
+
+    Raises:
+        ValueError: there is none, or it cannot be reached.
+    """
+    root = project_root(start)
+    if tracking_uri(root) == f"sqlite:///{root / DATABASE}" and not (root / DATABASE).is_file():
+        raise ValueError(f"{root} has no {DATABASE}: run this in the folder of the project, after `dvc repro`, or set MLFLOW_TRACKING_URI.")
+    with _plain_errors("MLflow cannot be reached"):
+        return open_store(root)
+
+
+def register(
+    store: Store, name: str, *, bundle: Path, report: Report, run_id: str, tags: dict[str, str], policy: Policy
+) -> dict[str, Any]:
+    """Stores `bundle` as the newest version of the model `name`, its challenger, and lets the gate decide.
+
+    Returns:
+        The decision record: version, decision, reason, metrics, and the champion before and after.
+
+    Raises:
+        ValueError: the policy names a metric that is not in the report, or MLflow refuses.
+    """
+    judge(report, None, policy)  # a misspelt metric is found before anything is stored
+    with _plain_errors("The model could not be registered"):
+        version = _add_version(store, name, bundle=bundle, report=report, run_id=run_id, tags=tags)
+        with lock(store.root):
+            return _decide(store, name, version, report, policy)
+
+
+def promote(store: Store, name: str, version: int | None = None) -> dict[str, Any]:
+    """Makes `version` (default: the challenger) the champion, whatever the gate said, and the champion the previous one.
+
+    Raises:
+        ValueError: no such model, version or challenger; or it is champion already.
+    """
+    with lock(store.root), _plain_errors(f"`{name}` could not be promoted"):
+        aliases = _aliases(store, name)
+        chosen = aliases.get(CHALLENGER) if version is None else version
+        if chosen is None:
+            raise ValueError(f"`{name}` has no challenger; name the version to promote. Its names now: {_show(aliases)}.")
+        if chosen == aliases.get(CHAMPION):
+            raise ValueError(f"Version {chosen} of `{name}` is its champion already.")
+        store.client.get_model_version(name, str(chosen))
+        _crown(store, name, chosen, aliases)
+        return {"model_name": name, "champion": {"before": aliases.get(CHAMPION), "after": chosen}}
+
+
+def rollback(store: Store, name: str) -> dict[str, Any]:
+    """Swaps `champion` and `previous`, so that doing it twice changes nothing.
+
+    Raises:
+        ValueError: no such model, or it has no previous champion.
+    """
+    with lock(store.root), _plain_errors(f"`{name}` could not be rolled back"):
+        aliases = _aliases(store, name)
+        if PREVIOUS not in aliases or CHAMPION not in aliases:
+            raise ValueError(f"`{name}` has no previous champion to go back to. Its names now: {_show(aliases)}.")
+        _crown(store, name, aliases[PREVIOUS], aliases)
+        return {"model_name": name, "champion": {"before": aliases[CHAMPION], "after": aliases[PREVIOUS]}}
+
+
+def download(uri: str, start: Path | None = None) -> Path:
+    """The local folder of `models:/NAME@ALIAS` or `models:/NAME/VERSION`: clip/, vae/, unet/, lineage.json, README.md.
+
+    A store on this machine is read in place; from a server each version is fetched once, into .scratch/registry.
+
+    Raises:
+        ValueError: another form of URI, or a model, alias or version that is not there.
+    """
+    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
+    if not match:
+        raise ValueError(f"{uri!r} is not a model of the registry; write models:/NAME@champion or models:/NAME/3.")
+    name, alias, number = match.groups()
+    store = open_registry(start)
+    with _plain_errors(f"{uri} cannot be found"):
+        aliases = _aliases(store, name)
+        if alias and alias not in aliases:
+            raise ValueError(f"`{name}` has no version named {alias!r}. Its names now: {_show(aliases)}.")
+        version = store.client.get_model_version(name, number or str(aliases[alias]))
+        return _fetch(store, version)
+
+
+def _add_version(store: Store, name: str, *, bundle: Path, report: Report, run_id: str, tags: dict[str, str]) -> int:
+    from mlflow.entities import LoggedModelStatus, Metric
+    from mlflow.exceptions import MlflowException
+
+    client = store.client
+    model = client.create_logged_model(store.experiment_id, name=name, source_run_id=run_id, model_type="text-to-image")
+    with tempfile.TemporaryDirectory() as folder:
+        save_served_model(Path(folder) / "model", bundle, run_id=run_id, model_id=model.model_id)
+        client.log_model_artifacts(model.model_id, f"{folder}/model")
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    now = time.time_ns() // 1_000_000
+    client.log_batch(run_id, metrics=[Metric(key, value, now, 0, model_id=model.model_id) for key, value in report.metrics.items()])
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    all_tags = {**tags, "metrics": json.dumps(report.metrics, sort_keys=True), "eval_key": report.eval_key}
+    version = client.create_model_version(name, f"models:/{model.model_id}", run_id, tags=all_tags, model_id=model.model_id)
+    return int(version.version)
+
+
+def _decide(store: Store, name: str, version: int, report: Report, policy: Policy) -> dict[str, Any]:
+    store.client.set_registered_model_alias(name, CHALLENGER, str(version))
+    aliases = _aliases(store, name)
+    before = aliases.get(CHAMPION)
+    verdict = judge(report, None if before is None else _report_of(store, name, before), policy)
+    store.client.set_model_version_tag(name, str(version), "gate", "passed" if verdict.passed else "failed")
+    store.client.set_model_version_tag(name, str(version), "gate.reason", verdict.reason[:MAX_TAG_CHARACTERS])
+    if verdict.passed:
+        _crown(store, name, version, aliases)
+    return {
+        "model_name": name,
+        "version": version,
+        "decision": "champion" if verdict.passed else "challenger",
+        "reason": verdict.reason,
+        "metrics": report.metrics,
+        "eval_key": report.eval_key,
+        "champion": {"before": before, "after": version if verdict.passed else before},
+    }
+
+
+def _crown(store: Store, name: str, version: int, aliases: dict[str, int]) -> None:
+    """`previous` first: whatever interrupts this, a champion is named and the old one can be found."""
+    if CHAMPION in aliases:
+        store.client.set_registered_model_alias(name, PREVIOUS, str(aliases[CHAMPION]))
+    store.client.set_registered_model_alias(name, CHAMPION, str(version))
+    if aliases.get(CHALLENGER) == version:
+        store.client.delete_registered_model_alias(name, CHALLENGER)
+
+
+def _report_of(store: Store, name: str, version: int) -> Report:
+    tags = store.client.get_model_version(name, str(version)).tags
+    return Report(json.loads(tags["metrics"]), tags["eval_key"])
+
+
+def _aliases(store: Store, name: str) -> dict[str, int]:
+    return {alias: int(version) for alias, version in store.client.get_registered_model(name).aliases.items()}
+
+
+def _show(aliases: dict[str, int]) -> str:
+    return ", ".join(f"{alias} = version {version}" for alias, version in sorted(aliases.items())) or "none"
+
+
+def _fetch(store: Store, version: "ModelVersion") -> Path:
+    from mlflow.artifacts import download_artifacts
+
+    assert version.source  # we registered it
+    location = urlparse(store.client.get_logged_model(version.source.removeprefix("models:/")).artifact_location)
+    folder = Path(unquote(location.path)) / "artifacts" / BUNDLE
+    if location.scheme == "file" and folder.is_dir():
+        return folder
+    copy = store.root / ".scratch" / "registry" / version.name / str(version.version)
+    if not copy.is_dir():
+        with replacing(copy) as tmp:
+            tmp.mkdir()
+            download_artifacts(
+                artifact_uri=f"{version.source}/artifacts/{BUNDLE}", dst_path=str(tmp), tracking_uri=store.uri, registry_uri=store.uri
+            )
+    return copy / "artifacts" / BUNDLE
+
+
+@contextmanager
+def _plain_errors(what: str) -> Iterator[None]:
+    """MLflow's errors as the one sentence that a user can act on."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise ValueError(f"{what}: {' '.join(error.message.split())}") from error

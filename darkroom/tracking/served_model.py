@@ -1,0 +1,48 @@
+"""The model as MLflow serves it: prompts in, PNG pictures out. MLflow stores this file itself (models-from-code), no pickle.
+
+It is run by MLflow, when a model is saved and when it is loaded; nothing else imports it.
+"""
+
+import base64
+import io
+from typing import Any
+
+import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext
+from PIL import Image
+
+
+class TextToImageModel(PythonModel):
+    """`predict` takes a table with a column `prompt`, and the parameters of the signature; row i is drawn with `seed` + i.
+
+    The answer has the columns `prompt`, `seed` and `png` (base64 text), so that it can travel as JSON:
+    `Image.open(io.BytesIO(base64.b64decode(answer["png"][0])))`.
+    """
+
+    def load_context(self, context: PythonModelContext) -> None:
+        from darkroom.sampling import TextToImage  # here, so that saving a model does not load torch
+
+        self.model = TextToImage.load(context.artifacts["bundle"])
+
+    def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        params = params or {}
+        prompts = [str(prompt) for prompt in model_input["prompt"]]
+        seeds = [int(params.get("seed", 0)) + row for row in range(len(prompts))]
+        images = self.model.sample(
+            prompts,
+            seeds=seeds,
+            steps=params.get("steps"),
+            sampler=params.get("sampler"),
+            guidance_scale=params.get("guidance_scale"),
+        )  # uint8 (B, H, W, 3)
+        return pd.DataFrame({"prompt": prompts, "seed": seeds, "png": [_png(image) for image in images]})
+
+
+def _png(image: Any) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+set_model(TextToImageModel())
