@@ -10,7 +10,7 @@ from PIL import Image
 from darkroom.config import TrainUnetParams
 from darkroom.data.latents import LatentShards
 from darkroom.diffusion.schedule import Schedule
-from darkroom.evaluation.report import picture_grid
+from darkroom.evaluation.grid import picture_grid
 from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig

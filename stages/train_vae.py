@@ -15,7 +15,7 @@ from darkroom.config import TrainVaeParams
 from darkroom.data.shards import ImageShards
 from darkroom.device import best_device
 from darkroom.evaluation.reconstruction import psnr, ssim
-from darkroom.evaluation.report import picture_grid
+from darkroom.evaluation.grid import picture_grid
 from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from darkroom.models.weights import load_model, save_model
 from darkroom.provenance import write_json
