@@ -23,6 +23,7 @@ from PIL import Image
 from darkroom.provenance import read_index
 
 Sample = Mapping[str, str | bytes]  # "__key__" (unique, no dot) and members: name -> bytes
+IMAGE_MEMBERS = {"png": "png", "jpeg": "jpg"}  # format of the pictures -> member that holds one
 OWNER = "darkroom"  # user and group of every member, whoever writes
 
 
@@ -55,11 +56,12 @@ class Spool:
                 self._members[key][name] = (offset, len(value))
 
     def read(self, key: str) -> dict[str, str | bytes]:
-        sample: dict[str, str | bytes] = {"__key__": key}
-        for name, (offset, size) in self._members[key].items():
-            self._file.seek(offset)
-            sample[name] = self._file.read(size)
-        return sample
+        return {"__key__": key, **{name: self.member(key, name) for name in self._members[key]}}
+
+    def member(self, key: str, name: str) -> bytes:
+        offset, size = self._members[key][name]
+        self._file.seek(offset)
+        return self._file.read(size)
 
 
 def write_shards(folder: Path, split: str, samples: Iterable[Sample], *, samples_per_shard: int) -> list[dict[str, Any]]:
@@ -192,7 +194,7 @@ class ImageShards:
             raise ValueError(f"{folder} does not hold pictures: it was not written by stage `ingest`.")
         self.size: int = self._reader.content["size"]  # px, of the square
         self.keys = self._reader.keys
-        self._member = {"png": "png", "jpeg": "jpg"}[self._reader.content["format"]]
+        self._member = IMAGE_MEMBERS[self._reader.content["format"]]
 
     def __len__(self) -> int:
         return len(self._reader)

@@ -1,0 +1,181 @@
+"""Where the caption of a photo comes from: a text file, a metadata table, its folder's name, or the template."""
+
+import csv
+import json
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn
+
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv")  # the `imagefolder` convention; in one folder the first one wins
+TEMPLATE = "template"
+
+
+@dataclass(frozen=True)
+class Caption:
+    text: str
+    source: str  # "text_file", "metadata", "folder" or "template"
+    attributes: dict[str, Any] = field(default_factory=dict)  # further columns of the photo's line in a metadata file
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a metadata file."""
+
+    place: str  # table and line, for messages
+    text: str
+    attributes: dict[str, Any]
+
+
+class CaptionFinder:
+    """Asks the sources in order; the first that has a caption wins.
+
+    Args:
+        root: folder that `relative` paths start at.
+        files: what lies in it, relative, sorted.
+        sources: some of "text_file", "metadata", "folder".
+        template: caption of a photo that has none; `{folder}` and `{stem}` are replaced, underscores become spaces.
+
+    Raises:
+        ValueError: a metadata file with a malformed line, a template with another field.
+    """
+
+    def __init__(self, root: Path, files: Iterable[PurePosixPath], *, sources: Sequence[str], template: str) -> None:
+        _check_template(template)
+        self._root = root
+        self._sources = sources
+        self._template = template
+        self._rows: dict[str, Row] = {}
+        tables = sorted((file for file in files if file.name in METADATA_NAMES), key=_nearest_last) if "metadata" in sources else []
+        for table in tables:
+            self._rows |= read_metadata(root, table)
+        self._unused = set(self._rows)
+
+    def find(self, relative: PurePosixPath) -> Caption:
+        """
+        Raises:
+            ValueError: the photo's text file is not UTF-8.
+        """
+        row = self._rows.get(_normal(relative))
+        self._unused.discard(_normal(relative))
+        attributes = row.attributes if row else {}
+        for source in self._sources:
+            match source:
+                case "text_file":
+                    text = self._text_file(relative)
+                case "metadata":
+                    text = row.text if row else ""
+                case "folder":
+                    text = _words(relative.parent.name)
+                case _:
+                    raise AssertionError(f"no caption source is called {source}")
+            if text:
+                return Caption(text, source, attributes)
+        text = self._template.format(folder=_words(relative.parent.name), stem=_words(relative.stem))
+        return Caption(_one_line(text), TEMPLATE, attributes)
+
+    @property
+    def rows_without_photo(self) -> list[str]:
+        """Lines of metadata files that name a photo which nobody asked for: it is not there, or no image."""
+        return sorted(f"{self._rows[name].place}: {name}" for name in self._unused)
+
+    def _text_file(self, relative: PurePosixPath) -> str:
+        path = self._root / relative.with_suffix(".txt")
+        if not path.is_file():
+            return ""
+        try:
+            return _one_line(path.read_text(encoding="utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{relative.with_suffix('.txt')} is not UTF-8 text") from error
+
+
+def read_metadata(root: Path, table: PurePosixPath) -> dict[str, Row]:
+    """The rows of one metadata.jsonl or metadata.csv by the photo that they name, relative to `root`.
+
+    Raises:
+        ValueError: a line that is malformed, has no `file_name`, a `text` that is no text, or a photo named before.
+    """
+    rows: dict[str, Row] = {}
+    lines = _csv_lines if table.suffix == ".csv" else _jsonl_lines
+    try:
+        with (root / table).open(encoding="utf-8-sig", newline="") as file:
+            for place, fields in lines(file):
+                name = _photo_of(fields, place, table.parent)
+                if name in rows:
+                    raise ValueError(f"{place} names {fields['file_name']} again ({rows[name].place}); keep one line a photo")
+                attributes = {key: value for key, value in fields.items() if key not in ("file_name", "text")}
+                rows[name] = Row(f"{table}, {place}", _one_line(fields.get("text") or ""), attributes)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{root / table} is not UTF-8 text; save it as UTF-8.") from error
+    except ValueError as error:
+        raise ValueError(f"{root / table}: {error}.") from error
+    return rows
+
+
+def _photo_of(fields: Any, place: str, folder: PurePosixPath) -> str:
+    if not isinstance(fields, dict):
+        raise ValueError(f'{place} should be an object like {{"file_name": "a.jpg", "text": "a cat"}}, not {fields!r:.60}')
+    name, text = fields.get("file_name"), fields.get("text")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{place} has no `file_name` (columns: {', '.join(fields)})")
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"{place}: `text` should be a text, not {text!r:.60}")
+    return _normal(os.path.normpath(folder / name.replace("\\", "/")))
+
+
+def _jsonl_lines(file: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line, parse_constant=_refuse_constant)
+            json.dumps(fields, ensure_ascii=False).encode()  # half a surrogate pair could not be written again
+        except ValueError as error:
+            raise ValueError(f"line {number} is not valid JSON: {error}") from error
+        yield f"line {number}", fields
+
+
+def _csv_lines(file: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    reader = csv.DictReader(file, strict=True)
+    try:
+        for fields in reader:
+            if None in fields or None in fields.values():
+                columns = reader.fieldnames or []
+                raise ValueError(f"line {reader.line_num} does not have {len(columns)} columns ({', '.join(columns)}); quote commas")
+            yield f"line {reader.line_num}", fields
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num} is not valid CSV: {error}") from error
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _check_template(template: str) -> None:
+    try:
+        template.format(folder="", stem="")
+    except (LookupError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"ingest.caption_template {template!r} has something else than {{folder}} and {{stem}} in braces "
+            f"({error}); a brace itself is written twice, {{{{ or }}}}."
+        ) from error
+
+
+def _nearest_last(table: PurePosixPath) -> tuple[int, str, int]:
+    """Rows of a deeper table, and in one folder of the first of METADATA_NAMES, replace those read before."""
+    return len(table.parts), str(table.parent), -METADATA_NAMES.index(table.name)
+
+
+def _normal(path: PurePosixPath | str) -> str:
+    """A name as it is compared: macOS stores `é` as two characters, tables mostly as one."""
+    return unicodedata.normalize("NFC", str(path))
+
+
+def _words(name: str) -> str:
+    return _one_line(name.replace("_", " "))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,277 @@
+"""One image file, whatever it is, to one upright square sRGB picture, or the reason why not."""
+
+import hashlib
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms, ImageColor, UnidentifiedImageError
+
+from darkroom.provenance import hash_file
+
+# What Pillow may decode here. Left out: EPS (it would start ghostscript), WMF, and formats that hold no picture.
+# fmt: off
+FORMATS = ("AVIF", "BLP", "BMP", "CUR", "DCX", "DDS", "DIB", "FLI", "GBR", "GIF", "ICNS", "ICO", "IM", "JPEG", "JPEG2000", "MSP",
+           "PCX", "PIXAR", "PNG", "PPM", "PSD", "QOI", "SGI", "SUN", "TIFF", "WEBP")
+# fmt: on
+TGA_SUFFIXES = (".tga", ".icb", ".vda", ".vst")  # TGA has no signature, many a file looks like one: only the suffix is believed
+UNSUPPORTED = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), "HEIF pictures cannot be read; export them as JPEG"),
+    **dict.fromkeys(
+        (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"), "camera raw cannot be read; export it as JPEG"
+    ),
+    **dict.fromkeys((".eps", ".ps", ".wmf", ".emf", ".svg"), "drawings cannot be read; export them as PNG"),
+}
+DRAFT_GAP = 2  # a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as twice the pixels that are needed are left
+REDUCING_GAP = 3.0  # other large pictures are averaged down to three times the size before the exact filter; not visible
+ALPHA_MODES = ("LA", "RGBA")
+TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # EXIF orientation -> what makes it upright
+Reason = Literal["unreadable", "unsupported", "too_large", "too_small", "caption_too_long", "caption_unreadable", "file_name"]
+
+
+@dataclass(frozen=True)
+class PictureStyle:
+    """How pictures are made; the fields are those of `IngestParams`."""
+
+    size: int
+    min_side: int
+    max_megapixels: float
+    background: str
+    format: str
+    jpeg_quality: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A photo that could be used."""
+
+    sha256: str  # of the file
+    pixels_sha256: str  # of the square picture
+    width: int  # px, of the upright photo
+    height: int
+    encoded: bytes  # PNG or JPEG, without any metadata
+    notes: tuple[str, ...]  # what was wrong but did no harm
+
+
+@dataclass(frozen=True)
+class Rejection:
+    reason: Reason
+    detail: str
+
+
+class _Refused(Exception):  # noqa: N818 - not an error: it ends in a Rejection
+    def __init__(self, reason: Reason, detail: str) -> None:
+        self.rejection = Rejection(reason, detail)
+
+
+def background_colour(text: str) -> tuple[int, int, int]:
+    """
+    Raises:
+        ValueError: it is no colour.
+    """
+    try:
+        red, green, blue = ImageColor.getrgb(text)[:3]
+    except ValueError as error:
+        raise ValueError(f'ingest.background {text!r} is no colour; write e.g. "white" or "#808080".') from error
+    return red, green, blue
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Lower-case suffixes of files that are meant to be pictures, whether they can be read or not."""
+    readable = {suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")}
+    return frozenset(readable | {*TGA_SUFFIXES} | UNSUPPORTED.keys())
+
+
+def looks_like_image(path: Path) -> bool:
+    """Whether the first bytes are those of a picture, for files whose suffix says nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(path, formats=FORMATS):
+                return True
+        except UnidentifiedImageError:
+            return False
+        except Exception:  # known but broken, or an absurd size: `develop` will say so
+            return True
+
+
+def develop(path: Path, style: PictureStyle) -> Picture | Rejection:
+    """Centre-crops and resizes a photo; whatever goes wrong with it is its own Rejection, never an error of the run."""
+    if path.suffix.lower() in UNSUPPORTED:
+        return Rejection("unsupported", UNSUPPORTED[path.suffix.lower()])
+    try:
+        with _pixel_limit(style.max_megapixels):
+            return _develop(path, style)
+    except _Refused as refused:
+        return refused.rejection
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        size = str(error).split(" exceeds")[0]
+        return Rejection("too_large", f"{size} is more than ingest.max_megapixels ({style.max_megapixels:g})")
+    except UnidentifiedImageError:
+        return Rejection("unreadable", "not a picture of a known format" if path.stat().st_size else "the file is empty")
+    except Exception as error:  # decoders raise anything on broken files
+        return Rejection("unreadable", _describe(error, path))
+
+
+@contextmanager
+def _pixel_limit(megapixels: float) -> Iterator[None]:
+    """Sets Pillow's own check, which looks before it decodes and into pictures within files too (ICO, ICNS), to our limit."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = max(1, int(megapixels * 1e6))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _describe(error: Exception, path: Path) -> str:
+    """The error in words that are the same on every machine: without the folder, without addresses."""
+    text = re.sub(r" at 0x[0-9a-f]+", "", str(error).replace(str(path), path.name))
+    return f"{type(error).__name__}: {text}"[:300]
+
+
+def _develop(path: Path, style: PictureStyle) -> Picture:
+    notes: list[str] = []
+    formats = ("TGA",) if path.suffix.lower() in TGA_SUFFIXES else FORMATS
+    with Image.open(path, formats=formats) as image:
+        declared = image.size
+        if min(declared) < style.min_side:
+            raise _Refused("too_small", f"{declared[0]} x {declared[1]} px; ingest.min_side is {style.min_side}")
+        reduced = image.draft(None, (DRAFT_GAP * style.size, DRAFT_GAP * style.size))
+        image.load()  # of an animation the first frame
+        width, height = declared if reduced else image.size  # loading turns a TIFF upright
+        area = reduced[1][2:] if reduced else image.size  # px, float, of the decoded photo
+        orientation = _orientation(image, notes)
+        profile = None if image.mode == "LAB" else image.info.get("icc_profile")
+        square = _square(_to_8_bit(image), area, style.size)
+    if orientation in TRANSPOSE:
+        square = square.transpose(TRANSPOSE[orientation])
+    if orientation >= 5:
+        width, height = height, width
+    pixels = np.asarray(_flatten(_to_srgb(square, profile, notes), style.background))
+    return Picture(
+        sha256=hash_file(path),
+        pixels_sha256=hashlib.sha256(pixels.tobytes()).hexdigest(),
+        width=width,
+        height=height,
+        encoded=encode(pixels, style.format, style.jpeg_quality),
+        notes=tuple(notes),
+    )
+
+
+def encode(pixels: np.ndarray, kind: str, jpeg_quality: int) -> bytes:
+    """PNG or JPEG of uint8 (H, W, 3), with nothing in it but the pixels."""
+    stream = io.BytesIO()
+    if kind == "jpeg":
+        Image.fromarray(pixels).save(stream, "jpeg", quality=jpeg_quality, subsampling=0)  # thin coloured lines stay coloured
+    else:
+        Image.fromarray(pixels).save(stream, "png", compress_level=3)  # twice as fast as the default, 5 % larger
+    return stream.getvalue()
+
+
+def _orientation(image: Image.Image, notes: list[str]) -> int:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception as error:  # the decoder of broken EXIF raises anything, and the photo is fine without
+        notes.append(f"EXIF cannot be read ({type(error).__name__}): taken as upright")
+        return 1
+    return orientation if orientation in TRANSPOSE else 1
+
+
+def _square(image: Image.Image, area: tuple[float, float], size: int) -> Image.Image:
+    """The middle square of the first `area` (width, height) px, by Lanczos; colours are weighted by their alpha."""
+    side = min(area)
+    left, top = (area[0] - side) / 2, (area[1] - side) / 2
+    box = (left, top, left + side, top + side)
+    return image.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=REDUCING_GAP)
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """The same picture in a mode that can be resized: L, LA, RGB, RGBA or CMYK."""
+    if image.mode.startswith(("I", "F")):
+        return _scale_to_8_bit(image)
+    if image.mode == "LAB":
+        return _convert_lab(image)
+    if image.has_transparency_data:
+        return image.convert("LA" if image.mode in ("1", "L", "LA", "La") else "RGBA")
+    if image.mode in ("1", "L"):
+        return image.convert("L")
+    return image if image.mode == "CMYK" else image.convert("RGB")
+
+
+def _scale_to_8_bit(image: Image.Image) -> Image.Image:
+    """16-bit, 32-bit or float grey; white is 65535, or 1 in floats, as in every format that states it."""
+    values = np.asarray(image).astype(np.float32)  # exact for 16 bits
+    white = 1.0 if image.mode.startswith("F") else 65535.0
+    if not (values.min() >= 0 and values.max() <= white):  # nor NaN
+        raise _Refused("unreadable", f"grey values ({image.mode}) outside 0 to {white:g}: what is white is not known")
+    values *= 255 / white
+    grey = Image.fromarray(np.rint(values, out=values).astype(np.uint8))
+    if isinstance(key := image.info.get("transparency"), int):
+        grey.putalpha(Image.fromarray(np.where(np.asarray(image) == key, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _convert_lab(image: Image.Image) -> Image.Image:
+    converted = ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB")
+    assert converted is not None, "only in-place conversion returns nothing"
+    return converted
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
+    """RGB or RGBA; without a profile, or with one that cannot be used, colours are taken as sRGB."""
+    alpha = image.getchannel("A") if image.mode in ALPHA_MODES else None
+    colours = image.convert({"LA": "L", "RGBA": "RGB"}.get(image.mode, image.mode))
+    converted = None
+    if profile:
+        try:
+            transform, mode = _srgb_transform(profile, colours.mode)
+            converted = transform.apply(colours.convert(mode))
+        except (ImageCms.PyCMSError, OSError, ValueError) as error:
+            notes.append(f"colour profile cannot be used ({type(error).__name__}): taken as sRGB")
+    rgb = converted or colours.convert("RGB")
+    if alpha:
+        rgb.putalpha(alpha)
+    return rgb
+
+
+@lru_cache(maxsize=8)
+def _srgb_transform(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform, str]:
+    """
+    Raises:
+        ValueError: the profile is for another kind of picture.
+    """
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    space = source.profile.xcolor_space.strip()
+    if space == "RGB" and mode == "L":
+        mode = "RGB"
+    if {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(space) != mode:
+        raise ValueError(f"a {space} profile in a picture of mode {mode}")
+    return ImageCms.ImageCmsTransform(source, ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")), mode, "RGB"), mode
+
+
+def _flatten(image: Image.Image, background: str) -> Image.Image:
+    """RGB: what is transparent shows the background."""
+    if image.mode == "RGB":
+        return image
+    ground = Image.new("RGBA", image.size, (*background_colour(background), 255))
+    return Image.alpha_composite(ground, image).convert("RGB")

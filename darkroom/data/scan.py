@@ -1,0 +1,233 @@
+"""The doctor: looks at every file of a folder of photos and says what can be used, what not, and why."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from darkroom.config import IngestParams
+from darkroom.data.captions import METADATA_NAMES, TEMPLATE, Caption, CaptionFinder
+from darkroom.data.picture import Picture, PictureStyle, Reason, Rejection, background_colour, develop, image_suffixes, looks_like_image
+from darkroom.data.workers import in_order
+from darkroom.progress import progress
+
+# Files that are never opened to see whether they are photos.
+TEXT_SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".rst", ".html", ".xml", ".yaml", ".yml", ".toml", ".py", ".sh")
+NAMED_IN_ERRORS = 3  # examples that a message gives
+
+
+@dataclass(frozen=True)
+class Accepted:
+    source: str  # path below the examined folder
+    sha256: str  # of the file
+    width: int  # px, of the upright photo
+    height: int
+    caption: Caption
+    notes: tuple[str, ...]  # what was wrong but did no harm
+
+
+@dataclass(frozen=True)
+class Rejected:
+    source: str
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    source: str
+    same_as: str  # the accepted photo
+    same: str  # "file" or "pixels" (of the finished picture)
+
+
+@dataclass
+class Findings:
+    """What `examine` found; every list is in the order of the paths."""
+
+    accepted: list[Accepted] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    duplicates: list[Duplicate] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)  # neither photo nor caption
+    rows_without_photo: list[str] = field(default_factory=list)  # lines of metadata files that name no photo
+
+    @property
+    def num_photos(self) -> int:
+        return len(self.accepted) + len(self.rejected) + len(self.duplicates)
+
+    def caption_sources(self) -> dict[str, int]:
+        return dict(sorted(Counter(photo.caption.source for photo in self.accepted).items()))
+
+    def reasons(self) -> dict[str, int]:
+        return dict(sorted(Counter(str(photo.reason) for photo in self.rejected).items()))
+
+    def upscaled(self, size: int) -> list[Accepted]:
+        return [photo for photo in self.accepted if min(photo.width, photo.height) < size]
+
+
+def examine(folder: Path, params: IngestParams, *, keep: Callable[[Accepted, bytes], None] | None = None) -> Findings:
+    """Reads every photo below `folder`, in `num_workers` processes; changes nothing there.
+
+    Args:
+        folder: any tree of images and captions.
+        params: section `ingest` of params.yaml.
+        keep: is given every accepted photo with its finished picture (PNG or JPEG), which is not held otherwise.
+
+    Raises:
+        ValueError: no photos, a malformed metadata file, a colour or template that means nothing.
+    """
+    background_colour(params.background)
+    files = list_files(folder)
+    photos, others = sort_files(folder, files)
+    if not photos:
+        raise ValueError(_no_photos(folder))
+    captions = CaptionFinder(folder, files, sources=params.captions, template=params.caption_template)
+    findings = Findings(ignored=[printable(file) for file in _ignored(others, photos, params.captions)])
+    style = PictureStyle(**{name: getattr(params, name) for name in PictureStyle.__dataclass_fields__})
+    seen: dict[str, str] = {}  # sha256 of file or pixels -> the accepted photo
+    paths = (folder / photo for photo in photos)
+    with closing(in_order(partial(develop, style=style), paths, num_workers=params.num_workers)) as pictures:
+        for photo, picture in progress(zip(photos, pictures, strict=True), desc="ingest", total=len(photos), unit="photo"):
+            caption = _caption(photo, captions, params.max_caption_characters)
+            _enter(findings, seen, photo, caption, picture, keep)
+    findings.rows_without_photo = captions.rows_without_photo
+    return findings
+
+
+def list_files(folder: Path) -> list[PurePosixPath]:
+    """Files below `folder`, relative and sorted; links are followed, hidden files and folders left out.
+
+    Raises:
+        ValueError: the folder is missing.
+    """
+    if not folder.is_dir():
+        raise ValueError(_no_photos(folder))
+    return sorted(PurePosixPath(path.relative_to(folder).as_posix()) for path in _walk(folder, frozenset()))
+
+
+def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    here = folder.resolve()
+    if here in above:  # a link to a folder that holds it
+        return
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _walk(path, above | {here})
+        else:
+            yield path
+
+
+def sort_files(folder: Path, files: list[PurePosixPath]) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
+    """Files that are meant to be photos, by their suffix or, where that says nothing, their first bytes; and the others."""
+    photos: list[PurePosixPath] = []
+    others: list[PurePosixPath] = []
+    for file in files:
+        suffix, path = file.suffix.lower(), folder / file
+        is_photo = path.is_file() and (suffix in image_suffixes() or (suffix not in TEXT_SUFFIXES and looks_like_image(path)))
+        (photos if is_photo else others).append(file)
+    return photos, others
+
+
+def _ignored(others: list[PurePosixPath], photos: list[PurePosixPath], sources: Sequence[str]) -> Iterator[PurePosixPath]:
+    captioned = {photo.with_suffix(".txt") for photo in photos} if "text_file" in sources else set()
+    for file in others:
+        if file not in captioned and not (file.name in METADATA_NAMES and "metadata" in sources):
+            yield file
+
+
+def _caption(photo: PurePosixPath, captions: CaptionFinder, max_characters: int) -> Caption | Rejection:
+    try:
+        str(photo).encode()
+    except UnicodeEncodeError:
+        return Rejection("file_name", "the file's name is not UTF-8; rename it")
+    try:
+        caption = captions.find(photo)
+    except ValueError as error:
+        return Rejection("caption_unreadable", str(error))
+    if len(caption.text) > max_characters:
+        return Rejection("caption_too_long", f"{len(caption.text)} characters; ingest.max_caption_characters is {max_characters}")
+    return caption
+
+
+def _enter(
+    findings: Findings,
+    seen: dict[str, str],
+    photo: PurePosixPath,
+    caption: Caption | Rejection,
+    picture: Picture | Rejection,
+    keep: Callable[[Accepted, bytes], None] | None,
+) -> None:
+    source = printable(photo)
+    for outcome in (picture, caption):
+        if isinstance(outcome, Rejection):
+            findings.rejected.append(Rejected(source, outcome.reason, outcome.detail))
+            return
+    assert isinstance(picture, Picture)
+    assert isinstance(caption, Caption)
+    for same, digest in (("file", picture.sha256), ("pixels", picture.pixels_sha256)):
+        if digest in seen:
+            findings.duplicates.append(Duplicate(source, seen[digest], same))
+            return
+    seen |= {picture.sha256: source, picture.pixels_sha256: source}
+    accepted = Accepted(source, picture.sha256, picture.width, picture.height, caption, picture.notes)
+    findings.accepted.append(accepted)
+    if keep:
+        keep(accepted, picture.encoded)
+
+
+def check_usable(findings: Findings, folder: Path, *, max_rejected_fraction: float) -> None:
+    """
+    Raises:
+        ValueError: no photo could be used, or more were rejected than `max_rejected_fraction` of all.
+    """
+    num_rejected = len(findings.rejected)
+    examples = "; ".join(f"{photo.source} ({photo.detail})" for photo in findings.rejected[:NAMED_IN_ERRORS])
+    if not findings.accepted:
+        raise ValueError(f"None of the {num_rejected} photos in {folder} can be used: {examples}. `darkroom doctor {folder}` lists all.")
+    fraction = num_rejected / findings.num_photos
+    if fraction > max_rejected_fraction:
+        raise ValueError(
+            f"{num_rejected} of {findings.num_photos} photos in {folder} cannot be used ({fraction:.0%}; "
+            f"ingest.max_rejected_fraction is {max_rejected_fraction:g}): {examples}. "
+            f"`darkroom doctor {folder}` lists all; remove or repair them, or raise the limit."
+        )
+
+
+def summary(findings: Findings, params: IngestParams) -> list[str]:
+    """The findings in a few lines, for a terminal or a log."""
+    lines = [f"{len(findings.accepted)} of {findings.num_photos} photos can be used"]
+    if findings.rejected:
+        lines.append(f"{len(findings.rejected)} rejected: " + _counts(findings.reasons()))
+    if findings.duplicates:
+        lines.append(f"{len(findings.duplicates)} left out, the same as another")
+    if findings.ignored:
+        lines.append(f"{len(findings.ignored)} other files ignored, e.g. {', '.join(findings.ignored[:NAMED_IN_ERRORS])}")
+    if findings.accepted:
+        lines.append("captions: " + _counts(findings.caption_sources()))
+    if findings.accepted and set(findings.caption_sources()) == {TEMPLATE}:
+        looked = ", ".join(params.captions) or "nothing else"
+        lines.append(f"no photo has a caption of its own (looked for {looked}): all take the template {params.caption_template!r}")
+    if upscaled := findings.upscaled(params.size):
+        lines.append(f"{len(upscaled)} photos are smaller than {params.size} px and were enlarged, e.g. {upscaled[0].source}")
+    if rows := findings.rows_without_photo:
+        lines.append(f"{len(rows)} lines of metadata name no photo that is there, e.g. {rows[0]}")
+    return lines
+
+
+def printable(path: PurePosixPath) -> str:
+    """The path as text that can be written as UTF-8 even if the file's name is not."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _counts(numbers: dict[str, int]) -> str:
+    return ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in numbers.items())
+
+
+def _no_photos(folder: Path) -> str:
+    return (
+        f"There are no photos in {folder}. Put yours there (JPEG, PNG, WebP, ...; in sub-folders if you like), "
+        f"or draw a set of cats with `darkroom demo-data {folder}`."
+    )

@@ -1,0 +1,69 @@
+"""Processes that work side by side; results come in the order of the jobs, whatever the number of processes."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+JOBS_AHEAD = 4  # a process: enough to keep it busy while one job takes long, few enough to hold their results in memory
+
+
+def in_order(function: Callable[[Job], Result], jobs: Iterable[Job], *, num_workers: int) -> Generator[Result]:
+    """Yields function(job) of every job.
+
+    Args:
+        function: importable by name, so that other processes find it.
+        num_workers: processes; 0 = one a core; 1 = in this process.
+
+    Raises:
+        ValueError: a process died, as a decoder that crashes or a machine without memory makes it.
+    """
+    num_workers = num_workers or num_cores()
+    if num_workers == 1:
+        yield from map(function, jobs)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would inherit the threads and locks of MLflow
+    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_follow_parent)
+    waiting: deque[tuple[Job, Future[Result]]] = deque()
+    try:
+        for job in jobs:
+            waiting.append((job, pool.submit(function, job)))
+            if len(waiting) == num_workers * JOBS_AHEAD:
+                yield waiting[0][1].result()
+                waiting.popleft()
+        while waiting:
+            yield waiting[0][1].result()
+            waiting.popleft()
+    except BrokenProcessPool as error:
+        running = [str(job) for job, future in waiting if not future.done() or future.exception()][: num_workers + 1]
+        raise ValueError(
+            f"A worker process died at one of {', '.join(running)}: a decoder crashed, or the memory is full. "
+            "Move the file elsewhere, or lower ingest.max_megapixels or ingest.num_workers."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _follow_parent() -> None:
+    """Ctrl-C is the parent's to answer; a parent that is killed takes its workers along."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "runs in a child process"
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

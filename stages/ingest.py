@@ -1,0 +1,77 @@
+"""Photos and captions to square pictures in WebDataset shards, with a report of what was left out.
+
+Reads:  data/raw                     any tree of images; captions from text files, metadata tables or folder names
+Writes: data/shards/{train,val}-*.tar  pictures with their captions, and index.json with the byte offsets
+        data/doctor                  report.html, accepted.jsonl, rejected.jsonl, duplicates.jsonl, ignored.jsonl
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from darkroom.config import IngestParams
+from darkroom.data.doctor import shown, write_findings
+from darkroom.data.scan import Accepted, Findings, check_usable, examine, summary
+from darkroom.data.shards import IMAGE_MEMBERS, Sample, Spool, write_spooled
+from darkroom.data.splits import split_by_hash
+from darkroom.provenance import canonical_json, hash_json
+from darkroom.stage import Stage, main
+
+logger = logging.getLogger(__name__)
+
+
+def run(stage: Stage[IngestParams]) -> None:
+    params, raw, shards = stage.params, stage.inputs["raw"], stage.outs["shards"]
+    member = IMAGE_MEMBERS[params.format]
+    with Spool(shards) as spool:
+        findings = examine(raw, params, keep=lambda photo, picture: spool.add(to_sample(photo, picture, member)))
+        for line in summary(findings, params):
+            logger.info(line)
+        check_usable(findings, raw, max_rejected_fraction=params.max_rejected_fraction)
+        splits = split_by_hash(spool.keys, params.val_fraction)
+        tables = {
+            split: write_spooled(shards, split, spool, keys, samples_per_shard=params.samples_per_shard) for split, keys in splits.items()
+        }
+        pictures = {photo.sha256: spool.member(photo.sha256, member) for photo in shown(findings)}
+    write_findings(stage.outs["doctor"], findings, params, splits=splits, pictures=pictures)
+    stage.content |= describe(findings, params, tables)
+    _track(stage, findings, stage.outs["doctor"])
+
+
+def to_sample(photo: Accepted, picture: bytes, member: str) -> Sample:
+    fields = {
+        "caption": photo.caption.text,
+        "caption_source": photo.caption.source,
+        "attributes": photo.caption.attributes,
+        "source": photo.source,
+        "width": photo.width,
+        "height": photo.height,
+    }
+    return {"__key__": photo.sha256, member: picture, "json": canonical_json(fields).encode()}
+
+
+def describe(findings: Findings, params: IngestParams, tables: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """What index.json says of the shards."""
+    return {
+        "size": params.size,
+        "format": params.format,
+        "splits": tables,
+        "num_images": {split: sum(len(shard["samples"]) for shard in table) for split, table in tables.items()},
+        "captions": findings.caption_sources(),
+        "rejected": findings.reasons(),
+        "num_duplicates": len(findings.duplicates),
+        "num_ignored": len(findings.ignored),
+        "num_upscaled": len(findings.upscaled(params.size)),
+        "photos": hash_json(sorted((photo.sha256, photo.caption.text) for photo in findings.accepted)),
+    }
+
+
+def _track(stage: Stage[IngestParams], findings: Findings, doctor: Path) -> None:
+    numbers = {f"num_{split}": number for split, number in stage.content["num_images"].items()}
+    numbers |= {"num_rejected": len(findings.rejected), "num_duplicates": len(findings.duplicates)}
+    stage.tracker.log_metrics({name: float(number) for name, number in numbers.items()}, step=0)
+    stage.tracker.log_artifact(doctor / "report.html")
+
+
+if __name__ == "__main__":
+    main("ingest", run, reads=("raw",), writes=("shards", "doctor"))
