@@ -147,13 +147,13 @@ def draw_ball(pen: Pen, look: Look, *, x: float, y: float) -> None:
 def draw_sitting(pen: Pen, look: Look, fur: Fur, rng: random.Random) -> None:
     sway = rng.uniform(-0.05, 0.05)
     _shadow(pen, look, 0.03, 0.43, 0.34)
-    tail = tube((0.1, 0.36), (0.3, 0.4), (0.4, 0.26 + sway), (0.34 + sway, 0.1), (0.42, 0.0), start=0.06, end=0.05)
+    tail = tube((0.1, 0.38), (0.3, 0.37), (0.38, 0.24), (0.37 + sway / 2, 0.11), (0.39 + sway, -0.02), start=0.058, end=0.05)
     pen.shapes([tail], fur.main, fur.line)
     side = [(0.16, -0.02), (0.22, 0.2), (0.27, 0.36), (0.17, 0.43)]
     body = smooth((0, -0.1), *side, *((-x, y) for x, y in reversed(side)))
     pen.shapes([body], fur.main, fur.line)
-    pen.shapes([ellipse(0, 0.15, 0.105, 0.15)], fur.light)
-    _legs(pen, fur, [(-0.075, 0.2, 0.4), (0.075, 0.2, 0.4)])
+    pen.shapes([smooth((0, 0.22), (0.085, 0.12), (0.06, 0.0), (-0.06, 0.0), (-0.085, 0.12))], fur.light)
+    _legs(pen, fur, [(-0.08, 0.29, 0.4), (0.08, 0.29, 0.4)])
     draw_neckwear(pen, look, x=0, y=0.02, r=0.24)
     draw_head(pen, look, fur, rng, x=0, y=-0.17, r=0.25)
     draw_ball(pen, look, x=-0.33, y=0.35)

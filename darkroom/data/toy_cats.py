@@ -6,7 +6,7 @@ import random
 import re
 from pathlib import Path
 
-from darkroom.data.cartoon import Look, draw_cat
+from darkroom.data.cartoon import INK, Look, draw_cat
 from darkroom.data.pen import Colour
 from darkroom.progress import progress
 
@@ -45,6 +45,12 @@ ACCESSORY_PHRASES = {
     "ball": ", with a ball",
 }
 BACKGROUND_PHRASES = {"meadow": "in a meadow", "beach": "on the beach", "night": "at night", "sunset": "at sunset", "room": "in a room"}
+OTHER_COLOURS: list[Colour] = [  # all that is drawn and is no coat
+    *(colour for colours in BACKGROUNDS.values() for colour in colours),
+    *(colour for name, colour in ACCESSORIES.items() if name != "none"),
+    *EYES.values(),
+    INK,
+]
 METADATA = "metadata.jsonl"
 
 
