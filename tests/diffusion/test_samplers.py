@@ -104,7 +104,7 @@ def test_ddim_without_noise_is_euler_and_with_all_of_it_ddpm() -> None:
     assert not torch.allclose(ancestral, last(euler(curved, x, sigmas)))
 
 
-GRIDS = [("trailing", 1), ("trailing", 2), ("trailing", 7), ("trailing", 50), ("karras", 2), ("karras", 7), ("karras", 50)]
+GRIDS = [("trailing", 1), ("trailing", 2), ("trailing", 7), ("trailing", 50), ("karras", 4), ("karras", 7), ("karras", 50)]
 SPACINGS = {"trailing": {"timestep_spacing": "trailing"}, "karras": {"use_karras_sigmas": True, "timestep_spacing": "linspace"}}
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
