@@ -1,0 +1,180 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+
+from darkroom.config import SECTIONS, load_params, read_yaml
+
+ROOT = Path(__file__).parents[1]
+FILES = ["params.yaml", *sorted(f"presets/{path.name}" for path in (ROOT / "presets").glob("*.yaml"))]
+
+
+@pytest.fixture
+def content() -> dict[str, Any]:
+    return read_yaml(ROOT / "params.yaml")
+
+
+def write(folder: Path, content: Any) -> Path:
+    path = folder / "params.yaml"
+    with path.open("w") as file:
+        YAML().dump(content, file)
+    return path
+
+
+def refused(folder: Path, content: Any) -> str:
+    """What `load_params` says to this content."""
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  the message is what the callers look at
+        load_params(write(folder, content))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_files_of_the_project_are_accepted_and_complete(file: str) -> None:
+    sections = load_params(ROOT / file)
+    assert {name: type(section) for name, section in sections.items()} == SECTIONS
+
+
+def test_every_parameter_is_explained_where_it_first_stands() -> None:
+    explained: set[str] = set()
+    for line in (ROOT / "params.yaml").read_text(encoding="utf-8").splitlines():
+        entry, _, comment = line.partition("#")
+        key, _, value = entry.strip().partition(":")
+        if comment.strip():
+            explained.add(key)
+        assert not value.strip() or key in explained, f"`{key}` needs a comment"
+
+
+@pytest.mark.parametrize("number", ["1e-4", "1E-4", "0.0001", "1.0e-4"])
+def test_a_number_is_read_as_dvc_reads_it(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(f"lr: {number}\n")
+    assert read_yaml(path) == {"lr": 1e-4}
+
+
+def test_a_misspelt_key_is_refused_with_the_nearest_one(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["train_unet"]["learning_rates"] = content["train_unet"].pop("lr")
+    content["train_unet"]["warmup_step"] = 3
+    assert "`train_unet.learning_rates` is not a parameter" in refused(tmp_path, content)
+    del content["train_unet"]["learning_rates"]
+    assert "did you mean `train_unet.warmup_steps`?" in refused(tmp_path, content)
+
+
+def test_a_misspelt_key_of_an_inner_section_is_refused_with_the_nearest_one(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["train_unet"]["sampling"]["guidance"] = 3.0
+    message = refused(tmp_path, content)
+    assert "`train_unet.sampling.guidance` is not a parameter; did you mean `train_unet.sampling.guidance_scale`?" in message
+
+
+def test_a_key_that_resembles_none_gets_the_list(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["cache_latents"]["zzz"] = 1
+    assert "known here: batch_size, flip, precision, samples_per_shard" in refused(tmp_path, content)
+
+
+def test_a_misspelt_section_is_refused_with_the_nearest_one(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["train_uned"] = content.pop("train_unet")
+    assert "`train_uned` is not a parameter; did you mean `train_unet`?" in refused(tmp_path, content)
+
+
+def test_a_missing_section_or_key_is_named(tmp_path: Path, content: dict[str, Any]) -> None:
+    del content["evaluate"]["seed"]
+    assert "`evaluate.seed` is missing" in refused(tmp_path, content)
+    del content["evaluate"]
+    assert "section `evaluate` is missing" in refused(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("ingest", "size", 0),
+        ("ingest", "size", "32"),  # a text is not a number
+        ("ingest", "size", 32.5),
+        ("ingest", "size", True),
+        ("ingest", "val_fraction", 0.0),
+        ("ingest", "val_fraction", 1.0),
+        ("ingest", "max_rejected_fraction", 1.1),
+        ("ingest", "captions", ["texts"]),
+        ("ingest", "caption_template", ""),
+        ("ingest", "format", "gif"),
+        ("ingest", "jpeg_quality", 101),
+        ("ingest", "num_workers", -1),
+        ("train_vae", "steps", -1),
+        ("train_vae", "batch_size", 0),
+        ("train_vae", "lr", -1e-3),
+        ("train_vae", "lr_decay", "linear"),
+        ("train_vae", "ema_decay", 1.0),
+        ("train_vae", "precision", "fp8"),
+        ("train_vae", "decoder_scale", 0.0),
+        ("train_vae", "likelihood", "poisson"),
+        ("train_unet", "caption_dropout", -0.1),
+        ("train_unet", "prediction", "sample"),
+        ("train_unet", "loss_weighting", "p2"),
+        ("evaluate", "num_samples", 1),
+        ("register", "model_name", ""),
+        ("register", "standard_errors", -1.0),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_its_key(tmp_path: Path, content: dict[str, Any], section: str, key: str, value: object) -> None:
+    content[section][key] = value
+    message = refused(tmp_path, content)
+    assert f"`{section}.{key}" in message
+    assert (repr(value[0]) if isinstance(value, list) else repr(value)) in message
+
+
+def test_all_values_out_of_range_are_named_at_once(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["ingest"]["size"] = 0
+    content["register"]["model_name"] = ""
+    message = refused(tmp_path, content)
+    assert "`ingest.size`" in message
+    assert "`register.model_name`" in message
+
+
+def test_a_batch_that_cannot_be_split_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["train_vae"] |= {"batch_size": 32, "gradient_accumulation": 3, "num_processes": 2}
+    message = refused(tmp_path, content)
+    assert "`train_vae`: batch_size (32) must be a multiple of num_processes x gradient_accumulation (2 x 3 = 6)" in message
+
+
+@pytest.mark.parametrize("mode", ["finetune", "pretrained"])
+def test_a_clip_that_is_not_from_scratch_needs_a_source(tmp_path: Path, content: dict[str, Any], mode: str) -> None:
+    content["train_clip"] |= {"mode": mode, "pretrained": ""}
+    assert f"mode: {mode} needs `pretrained:`" in refused(tmp_path, content)
+
+
+def test_attention_is_given_for_each_resolution(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["train_unet"]["model"] |= {"block_out_channels": [32, 64, 64], "attention": [True, False]}
+    assert "model.attention has 2 entries, model.block_out_channels 3" in refused(tmp_path, content)
+
+
+@pytest.mark.parametrize("left_out", ["arch", "weights"])
+def test_features_of_a_classifier_need_its_name_and_weights(tmp_path: Path, content: dict[str, Any], left_out: str) -> None:
+    features = {"kind": "torchvision", "arch": "squeezenet1_0", "weights": "squeezenet.safetensors"}
+    content["evaluate"]["features"] = features | {left_out: ""}
+    assert "needs features.arch and features.weights" in refused(tmp_path, content)
+
+
+def test_a_file_that_is_missing_or_no_mapping_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"params\.yaml is missing\. Take one of presets/"):
+        read_yaml(tmp_path / "params.yaml")
+    with pytest.raises(ValueError, match="should map stage names to their parameters; found list"):
+        read_yaml(write(tmp_path, [1, 2]))
+
+
+@pytest.mark.parametrize("text", ["a: [1", "a: 1\na: 2\n", "a: {b: 1}}"])
+def test_what_is_no_yaml_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"params\.yaml is not valid YAML: [^\n]*line \d"):
+        read_yaml(path)
+
+
+def test_a_section_that_is_no_mapping_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["ingest"] = 5
+    assert "`ingest` is 5" in refused(tmp_path, content)
+
+
+def test_sections_cannot_be_changed() -> None:
+    section = load_params(ROOT / "params.yaml")["ingest"]
+    with pytest.raises(ValidationError, match="frozen"):
+        section.size = 64  # type: ignore[attr-defined]
