@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 INDEX = "index.json"
+WATCHING = ("darkroom.tracking", "darkroom.progress")  # record what happens and shape no output
 
 
 def canonical_json(value: Any) -> str:
@@ -34,10 +35,10 @@ def hash_file(path: Path) -> str:
 
 
 def running_code() -> str:
-    """sha256 of the source of our modules that this process has imported."""
-    modules = {name: module for name, module in sys.modules.items() if name.split(".")[0] in ("darkroom", "stages")}
-    sources = {name: getattr(module, "__file__", None) for name, module in modules.items()}
-    return hash_json({name: hash_file(Path(source)) for name, source in sources.items() if source})
+    """sha256 of the source of our modules that this process has imported, but for those that only watch it."""
+    ours = {name: module for name, module in sys.modules.items() if name.split(".")[0] in ("darkroom", "stages")}
+    shaping = {name: getattr(module, "__file__", None) for name, module in ours.items() if not name.startswith(WATCHING)}
+    return hash_json({name: hash_file(Path(source)) for name, source in shaping.items() if source})
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from darkroom.config import CacheLatentsParams
-from darkroom.data.latents import write_captions, write_latents
+from darkroom.data.latents import caption_key, write_captions, write_latents
 from darkroom.data.shards import ImageShards
 from darkroom.device import best_device, use_bf16
 from darkroom.models.autoencoder import AutoencoderKL
@@ -43,6 +43,7 @@ def run(stage: Stage[CacheLatentsParams]) -> None:
         "splits": splits,
         "latent_shape": [vae.config.latent_channels, side, side],
         "context_shape": [towers.context_length, towers.context_dim],
+        "empty_caption_key": caption_key(""),
         "flip": params.flip,
         "num_captions": len(captions) - 1,
     }
