@@ -44,7 +44,7 @@ def run(stage: Stage[RegisterParams]) -> None:
 def _bundle(stage: Stage[RegisterParams], lineage: dict[str, str], report: Report) -> Path:
     folder = stage.scratch / BUNDLE
     if folder.exists():
-        shutil.rmtree(folder)  # of an interrupted run; removes links, not what they lead to
+        shutil.rmtree(folder)  # of an interrupted run
     folder.mkdir(parents=True)
     parts = {part: stage.inputs[part] for part in PARTS}
     build_bundle(folder, name=stage.params.model_name, parts=parts, lineage=lineage, metrics=report.metrics)

@@ -1,6 +1,8 @@
 """What is registered: one folder with the three parts of a model, what made it, and a page for people; packed for MLflow."""
 
 import json
+import os
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +21,19 @@ REQUIREMENTS = (  # what drawing imports; a model names the versions that it was
 
 
 def build_bundle(folder: Path, *, name: str, parts: dict[str, Path], lineage: dict[str, Any], metrics: dict[str, float]) -> None:
-    """Fills the empty `folder` with links to the parts, `lineage.json` and `README.md`; copying it follows the links."""
+    """Fills the empty `folder` with the parts, `lineage.json` and `README.md`."""
     for part in PARTS:
-        (folder / part).symlink_to(parts[part].resolve(), target_is_directory=True)
+        shutil.copytree(parts[part], folder / part, copy_function=_link_or_copy)
     write_json(folder / "lineage.json", lineage)
     (folder / "README.md").write_text(_readme(name, lineage, metrics), encoding="utf-8")
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """A hard link takes no room; symbolic ones, which DVC may be set to make, are followed: MLflow refuses them."""
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:  # another disk, or a file system without links
+        shutil.copy(source, target)
 
 
 def _readme(name: str, lineage: dict[str, Any], metrics: dict[str, float]) -> str:

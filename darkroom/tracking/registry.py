@@ -1,6 +1,7 @@
 """Registered versions and the names that say which one is live: challenger, champion, previous."""
 
 import json
+import os
 import re
 import tempfile
 import time
@@ -124,8 +125,24 @@ def _add_version(store: Store, name: str, *, bundle: Path, report: Report, run_i
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     all_tags = {**tags, "metrics": json.dumps(report.metrics, sort_keys=True), "eval_key": report.eval_key}
-    version = client.create_model_version(name, f"models:/{model.model_id}", run_id, tags=all_tags, model_id=model.model_id)
+    with _global_uri(store.uri):
+        version = client.create_model_version(name, f"models:/{model.model_id}", run_id, tags=all_tags, model_id=model.model_id)
     return int(version.version)
+
+
+@contextmanager
+def _global_uri(uri: str) -> Iterator[None]:
+    """Some of MLflow looks a model up in the global store instead of the one it is given (3.17)."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # back to the environment's, from where it also takes the variable
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def _decide(store: Store, name: str, version: int, report: Report, policy: Policy) -> dict[str, Any]:
@@ -180,11 +197,10 @@ def _fetch(store: Store, version: "ModelVersion") -> Path:
         return folder
     copy = store.root / ".scratch" / "registry" / version.name / str(version.version)
     if not copy.is_dir():
-        with replacing(copy) as tmp:
+        with replacing(copy) as tmp, _global_uri(store.uri):
             tmp.mkdir()
-            download_artifacts(
-                artifact_uri=f"{version.source}/artifacts/{BUNDLE}", dst_path=str(tmp), tracking_uri=store.uri, registry_uri=store.uri
-            )
+            source = f"models:/{version.name}/{version.version}/artifacts/{BUNDLE}"
+            download_artifacts(artifact_uri=source, dst_path=str(tmp), tracking_uri=store.uri, registry_uri=store.uri)
     return copy / "artifacts" / BUNDLE
 
 

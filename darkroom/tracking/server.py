@@ -1,0 +1,29 @@
+"""`python -m darkroom.tracking.server --port 5000`: MLflow's pages on the store of this project. Loopback only."""
+
+import argparse
+import os
+import sys
+
+from darkroom.tracking.store import ARTIFACTS, open_store, project_root, tracking_uri
+
+
+def command(host: str, port: int) -> list[str]:
+    """The command line of MLflow's own server. Files are read in place, as the stages write them in place."""
+    root = project_root()
+    store = ["--backend-store-uri", tracking_uri(root), "--no-serve-artifacts", "--default-artifact-root", (root / ARTIFACTS).as_uri()]
+    return [sys.executable, "-m", "mlflow", "server", *store, "--host", host, "--port", str(port), "--workers", "1"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m darkroom.tracking.server", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=5000, help="default: %(default)s")
+    arguments = parser.parse_args()
+    open_store(project_root())  # makes the database if it is not there, under the lock
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # eight more processes, for features that are not used
+    words = command(arguments.host, arguments.port)
+    os.execv(words[0], words)
+
+
+if __name__ == "__main__":
+    main()

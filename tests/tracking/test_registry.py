@@ -1,0 +1,328 @@
+"""Versions, names, gate and pyfunc in a real MLflow store, with a bundle of stand-in parts."""
+
+import ast
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from darkroom.tracking.bundle import BUNDLE, PARTS, REQUIREMENTS, build_bundle
+from darkroom.tracking.gate import Policy, Report
+from darkroom.tracking.registry import download, open_registry, promote, register, rollback
+from darkroom.tracking.store import Store, open_store
+
+REPOSITORY = Path(__file__).parents[2]
+POLICY = Policy(metric="kid", standard_errors=2.0, max_copied_fraction=0.5)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from mlflow import MlflowClient
+
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: Path) -> Store:
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    shutil.copy(database, tmp_path)
+    (tmp_path / "params.yaml").write_text("a: 1\n")
+    return open_store(tmp_path)
+
+
+def make_bundle(root: Path, weights: bytes = b"weights") -> Path:
+    parts = {part: root / "data" / part for part in PARTS}
+    for part in parts.values():
+        part.mkdir(parents=True, exist_ok=True)
+        (part / "model.safetensors").write_bytes(weights)
+    defaults = {"steps": 7, "sampler": "euler", "guidance_scale": 2.5}
+    (parts["unet"] / "diffusion.json").write_text(json.dumps(defaults))
+    return make_bundle_of(root, BUNDLE)
+
+
+def make_bundle_of(root: Path, name: str) -> Path:
+    folder = root / ".scratch" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    parts = {part: root / "data" / part for part in PARTS}
+    build_bundle(folder, name="cats", parts=parts, lineage={"git.commit": "c0ffee"}, metrics={"kid": 0.25})
+    return folder
+
+
+def add(store: Store, kid: float, *, weights: bytes = b"weights", copied: float = 0.0, eval_key: str = "key") -> dict[str, Any]:
+    run = store.client.create_run(store.experiment_id)
+    report = Report({"kid": kid, "copied_fraction": copied}, eval_key)
+    bundle = make_bundle(store.root, weights)
+    return register(store, "cats", bundle=bundle, report=report, run_id=run.info.run_id, tags={"git.commit": "c0ffee"}, policy=POLICY)
+
+
+def names(store: Store) -> dict[str, int]:
+    return {alias: int(version) for alias, version in store.client.get_registered_model("cats").aliases.items()}
+
+
+def test_the_first_version_becomes_champion_with_its_lineage(store: Store) -> None:
+    record = add(store, 1.0)
+    assert record == {
+        "model_name": "cats",
+        "version": 1,
+        "decision": "champion",
+        "reason": "there was no champion",
+        "metrics": {"kid": 1.0, "copied_fraction": 0.0},
+        "eval_key": "key",
+        "champion": {"before": None, "after": 1},
+    }
+    version = store.client.get_model_version("cats", "1")
+    assert version.tags["git.commit"] == "c0ffee"
+    assert version.tags["gate"] == "passed"
+    assert version.tags["gate.reason"] == "there was no champion"
+    assert version.tags["eval_key"] == "key"
+    assert json.loads(version.tags["metrics"]) == record["metrics"]
+    assert names(store) == {"champion": 1}
+
+
+def test_registering_leaves_the_environment_as_it_was(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(store, 1.0)
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    add(store, 1.0)
+    assert os.environ["MLFLOW_TRACKING_URI"] == store.uri
+
+
+def test_the_numbers_are_bound_to_the_model_and_to_its_run(store: Store) -> None:
+    add(store, 1.0)
+    version = store.client.get_model_version("cats", "1")
+    model = store.client.get_logged_model(version.source.removeprefix("models:/"))
+    assert {metric.key: metric.value for metric in model.metrics} == {"kid": 1.0, "copied_fraction": 0.0}
+    assert store.client.get_run(version.run_id).data.metrics["kid"] == 1.0
+
+
+def test_a_worse_challenger_is_kept_out_and_a_better_one_takes_over(store: Store) -> None:
+    add(store, 1.0)
+    worse = add(store, 2.0)
+    assert worse["decision"] == "challenger"
+    assert worse["champion"] == {"before": 1, "after": 1}
+    assert names(store) == {"champion": 1, "challenger": 2}
+    assert store.client.get_model_version("cats", "2").tags["gate"] == "failed"
+    better = add(store, 0.5)
+    assert better["champion"] == {"before": 1, "after": 3}
+    assert names(store) == {"champion": 3, "previous": 1}
+
+
+def test_a_first_version_that_copies_photos_does_not_become_champion(store: Store) -> None:
+    assert add(store, 1.0, copied=0.9)["decision"] == "challenger"
+    assert names(store) == {"challenger": 1}
+
+
+def test_promote_crowns_the_challenger_whatever_the_gate_said(store: Store) -> None:
+    add(store, 1.0)
+    add(store, 2.0)
+    assert promote(store, "cats") == {"model_name": "cats", "champion": {"before": 1, "after": 2}}
+    assert names(store) == {"champion": 2, "previous": 1}
+
+
+def test_promote_can_name_an_older_version_and_leaves_the_challenger(store: Store) -> None:
+    for kid in (1.0, 0.5, 0.7):
+        add(store, kid)
+    promote(store, "cats", 1)
+    assert names(store) == {"champion": 1, "previous": 2, "challenger": 3}
+
+
+def test_rollback_brings_the_old_weights_back_and_twice_changes_nothing(store: Store) -> None:
+    add(store, 1.0, weights=b"old")
+    add(store, 0.5, weights=b"new")
+
+    def live() -> bytes:
+        return (download("models:/cats@champion", store.root) / "unet" / "model.safetensors").read_bytes()
+
+    assert live() == b"new"
+    assert rollback(store, "cats") == {"model_name": "cats", "champion": {"before": 2, "after": 1}}
+    assert live() == b"old"
+    rollback(store, "cats")
+    assert live() == b"new"
+
+
+def test_what_cannot_be_promoted_or_rolled_back_is_said_plainly(store: Store) -> None:
+    with pytest.raises(ValueError, match="`cats` could not be promoted: Registered Model with name=cats not found"):
+        promote(store, "cats")
+    with pytest.raises(ValueError, match="`cats` could not be rolled back"):
+        rollback(store, "cats")
+    add(store, 1.0)
+    with pytest.raises(ValueError, match=r"has no challenger; name the version to promote. Its names now: champion = version 1"):
+        promote(store, "cats")
+    with pytest.raises(ValueError, match="Version 1 of `cats` is its champion already"):
+        promote(store, "cats", 1)
+    with pytest.raises(ValueError, match="could not be promoted: Model Version"):
+        promote(store, "cats", 9)
+    with pytest.raises(ValueError, match="no previous champion"):
+        rollback(store, "cats")
+
+
+def test_a_misspelt_metric_is_found_before_anything_is_registered(store: Store) -> None:
+    run = store.client.create_run(store.experiment_id)
+    with pytest.raises(ValueError, match="no metric `kdi`"):
+        register(
+            store,
+            "cats",
+            bundle=make_bundle(store.root),
+            report=Report({"kid": 1.0, "copied_fraction": 0.0}, "key"),
+            run_id=run.info.run_id,
+            tags={},
+            policy=Policy("kdi", 2.0, 0.5),
+        )
+    assert not store.client.search_registered_models()
+    assert not store.client.search_logged_models([store.experiment_id])
+
+
+def test_mlflows_refusal_is_one_sentence(store: Store) -> None:
+    with pytest.raises(ValueError, match=r"The model could not be registered: .*not found"):
+        register(
+            store,
+            "cats",
+            bundle=make_bundle(store.root),
+            report=Report({"kid": 1.0, "copied_fraction": 0.0}, "key"),
+            run_id="0" * 32,
+            tags={},
+            policy=POLICY,
+        )
+
+
+def test_a_bundle_comes_back_whole_and_is_read_in_place(store: Store) -> None:
+    add(store, 1.0)
+    folder = download("models:/cats/1", store.root)
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "clip", "lineage.json", "unet", "vae"]
+    assert not any(path.is_symlink() for path in folder.rglob("*"))
+    assert "| kid | 0.25 |" in (folder / "README.md").read_text()
+    assert json.loads((folder / "lineage.json").read_text()) == {"git.commit": "c0ffee"}
+    assert folder.is_relative_to(store.root / "mlartifacts")
+
+
+def test_parts_that_dvc_keeps_as_links_or_on_another_disk_are_bundled_as_files(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_bundle(store.root)
+    weights = store.root / "data" / "vae" / "model.safetensors"
+    weights.rename(store.root / "cached")
+    weights.symlink_to(store.root / "cached")
+    linked = make_bundle_of(store.root, "linked") / "vae" / "model.safetensors"
+    assert not linked.is_symlink()
+    assert linked.samefile(store.root / "cached")
+
+    def refuse(*_: object) -> None:
+        raise OSError("Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert (make_bundle_of(store.root, "copied") / "vae" / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_what_cannot_be_downloaded_is_said_plainly(store: Store, tmp_path_factory: pytest.TempPathFactory) -> None:
+    add(store, 1.0)
+    with pytest.raises(ValueError, match="'models:/cats' is not a model of the registry; write models:/NAME@champion"):
+        download("models:/cats", store.root)
+    with pytest.raises(ValueError, match=r"`cats` has no version named 'champ'. Its names now: champion = version 1"):
+        download("models:/cats@champ", store.root)
+    with pytest.raises(ValueError, match="models:/dogs@champion cannot be found"):
+        download("models:/dogs@champion", store.root)
+    with pytest.raises(ValueError, match=r"has no mlflow.db: run this in the folder of the project"):
+        open_registry(tmp_path_factory.mktemp("elsewhere"))
+
+
+def test_an_unreachable_registry_is_one_sentence(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ValueError, match="MLflow cannot be reached"):
+        open_registry(store.root)
+
+
+def test_a_registered_model_has_no_pickle_and_no_path_of_this_machine(store: Store) -> None:
+    add(store, 1.0)
+    folder = download("models:/cats/1", store.root).parents[1]
+    assert not list(folder.rglob("*.pkl"))
+    text = (folder / "MLmodel").read_text()
+    assert str(store.root) not in text
+    assert str(REPOSITORY) not in text
+
+
+class FakeTextToImage:
+    """Draws flat pictures in the colour of the seed and remembers how it was asked."""
+
+    calls: list[dict[str, Any]] = []  # noqa: RUF012
+
+    @classmethod
+    def load(cls, folder: str) -> "FakeTextToImage":
+        assert (Path(folder) / "unet" / "model.safetensors").is_file()
+        return cls()
+
+    def sample(self, prompts: Sequence[str], *, seeds: Sequence[int], **settings: Any) -> np.ndarray:
+        self.calls.append({"prompts": prompts, "seeds": seeds, **settings})
+        return np.stack([np.full((4, 4, 3), seed, np.uint8) for seed in seeds])
+
+
+@pytest.fixture
+def served(store: Store, monkeypatch: pytest.MonkeyPatch) -> Any:
+    from mlflow import pyfunc
+
+    import darkroom.sampling
+
+    monkeypatch.setattr(darkroom.sampling, "TextToImage", FakeTextToImage)
+    monkeypatch.setattr(FakeTextToImage, "calls", [])
+    monkeypatch.setattr(sys, "path", list(sys.path))  # MLflow puts the model's own code in front
+    add(store, 1.0)
+    return pyfunc.load_model(str(download("models:/cats@champion", store.root).parents[1]))
+
+
+def test_the_served_model_draws_from_prompts_with_the_models_own_defaults(served: Any) -> None:
+    answer = served.predict([{"prompt": "a black cat"}, {"prompt": "a white cat"}])
+    assert FakeTextToImage.calls == [
+        {"prompts": ["a black cat", "a white cat"], "seeds": [0, 1], "steps": 7, "sampler": "euler", "guidance_scale": 2.5}
+    ]
+    assert list(answer["prompt"]) == ["a black cat", "a white cat"]
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["png"][1]))))
+    assert np.array_equal(picture, np.full((4, 4, 3), 1, np.uint8))
+
+
+def test_the_served_model_takes_the_parameters_of_its_signature(served: Any) -> None:
+    settings = {"seed": 40, "steps": 3, "sampler": "heun", "guidance_scale": 1.0}
+    answer = served.predict([{"prompt": "a"}, {"prompt": "b"}], params=settings)
+    assert list(answer["seed"]) == [40, 41]
+    assert FakeTextToImage.calls[0] == {"prompts": ["a", "b"], "seeds": [40, 41], "steps": 3, "sampler": "heun", "guidance_scale": 1.0}
+
+
+def test_the_served_model_refuses_a_table_without_prompts(served: Any) -> None:
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException, match="prompt"):
+        served.predict([{"text": "a"}])
+
+
+def test_the_model_asks_for_every_package_that_drawing_imports() -> None:
+    files = [*(REPOSITORY / "darkroom").glob("*.py"), *(REPOSITORY / "darkroom/models").glob("*.py")]
+    files += [*(REPOSITORY / "darkroom/diffusion").glob("*.py"), REPOSITORY / "darkroom/tracking/served_model.py"]
+    imported: set[str] = set()
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.split(".")[0])
+    owners = packages_distributions()
+    owners |= {"ruamel": ["ruamel.yaml"], "mlflow": ["mlflow"]}  # shared by several distributions
+    needed = {_plain(owners[name][0]) for name in imported - set(sys.stdlib_module_names) - {"darkroom", "stages", "flows"}}
+    assert needed <= {_plain(name) for name in REQUIREMENTS}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
