@@ -146,7 +146,7 @@ def _csv_lines(file: Iterable[str]) -> Iterator[tuple[str, Any]]:
                 raise ValueError(f"line {reader.line_num} does not have {len(columns)} columns ({', '.join(columns)}); quote commas")
             yield f"line {reader.line_num}", fields
     except csv.Error as error:
-        raise ValueError(f"line {reader.line_num} is not valid CSV: {error}") from error
+        raise ValueError(f"line {reader.reader.line_num} is not valid CSV: {error}") from error
 
 
 def _refuse_constant(name: str) -> NoReturn:

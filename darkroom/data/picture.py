@@ -153,15 +153,14 @@ def _develop(path: Path, style: PictureStyle) -> Picture:
     notes: list[str] = []
     formats = ("TGA",) if path.suffix.lower() in TGA_SUFFIXES else FORMATS
     with Image.open(path, formats=formats) as image:
-        declared = image.size
-        if min(declared) < style.min_side:
-            raise _Refused("too_small", f"{declared[0]} x {declared[1]} px; ingest.min_side is {style.min_side}")
+        width, height = image.size
+        if min(width, height) < style.min_side:
+            raise _Refused("too_small", f"{width} x {height} px; ingest.min_side is {style.min_side}")
         reduced = image.draft(None, (DRAFT_GAP * style.size, DRAFT_GAP * style.size))
         image.load()  # of an animation the first frame
-        width, height = declared if reduced else image.size  # loading turns a TIFF upright
         area = reduced[1][2:] if reduced else image.size  # px, float, of the decoded photo
         orientation = _orientation(image, notes)
-        profile = None if image.mode == "LAB" else image.info.get("icc_profile")
+        profile = None if image.mode == "LAB" else image.info.get("icc_profile")  # Pillow itself makes LAB sRGB
         square = _square(_to_8_bit(image), area, style.size)
     if orientation in TRANSPOSE:
         square = square.transpose(TRANSPOSE[orientation])
@@ -209,13 +208,9 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     """The same picture in a mode that can be resized: L, LA, RGB, RGBA or CMYK."""
     if image.mode.startswith(("I", "F")):
         return _scale_to_8_bit(image)
-    if image.mode == "LAB":
-        return _convert_lab(image)
     if image.has_transparency_data:
         return image.convert("LA" if image.mode in ("1", "L", "LA", "La") else "RGBA")
-    if image.mode in ("1", "L"):
-        return image.convert("L")
-    return image if image.mode == "CMYK" else image.convert("RGB")
+    return image if image.mode in ("L", "CMYK") else image.convert("RGB")
 
 
 def _scale_to_8_bit(image: Image.Image) -> Image.Image:
@@ -231,12 +226,6 @@ def _scale_to_8_bit(image: Image.Image) -> Image.Image:
     return grey
 
 
-def _convert_lab(image: Image.Image) -> Image.Image:
-    converted = ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB")
-    assert converted is not None, "only in-place conversion returns nothing"
-    return converted
-
-
 def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
     """RGB or RGBA; without a profile, or with one that cannot be used, colours are taken as sRGB."""
     alpha = image.getchannel("A") if image.mode in ALPHA_MODES else None
@@ -246,7 +235,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Ima
         try:
             transform, mode = _srgb_transform(profile, colours.mode)
             converted = transform.apply(colours.convert(mode))
-        except (ImageCms.PyCMSError, OSError, ValueError) as error:
+        except (OSError, ValueError) as error:
             notes.append(f"colour profile cannot be used ({type(error).__name__}): taken as sRGB")
     rgb = converted or colours.convert("RGB")
     if alpha:
