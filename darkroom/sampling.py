@@ -51,7 +51,13 @@ class TextToImage:
     """A VAE, a U-Net and a text tower that draw together."""
 
     def __init__(
-        self, *, vae: AutoencoderKL, unet: UNet2DConditionModel, clip: ClipTowers, config: DiffusionConfig, latent_shape: tuple[int, int, int]
+        self,
+        *,
+        vae: AutoencoderKL,
+        unet: UNet2DConditionModel,
+        clip: ClipTowers,
+        config: DiffusionConfig,
+        latent_shape: tuple[int, int, int],
     ) -> None:
         self.vae = vae.eval()
         self.unet = unet.eval()
@@ -73,7 +79,9 @@ class TextToImage:
         folder = Path(source)
         parts = {name: folder / name for name in ("clip", "vae", "unet")}
         if missing := [name for name, part in parts.items() if not part.is_dir()]:
-            raise ValueError(f"{folder} has no folder {missing[0]}/: a model is a folder with clip/, vae/ and unet/ (data/ after `dvc repro`).")
+            raise ValueError(
+                f"{folder} has no folder {missing[0]}/: a model is a folder with clip/, vae/ and unet/ (data/ after `dvc repro`)."
+            )
         check_lineage({name: read_index(part) for name, part in parts.items() if (part / INDEX).is_file()})
         vae = load_model(AutoencoderKL, parts["vae"])
         unet = load_model(UNet2DConditionModel, parts["unet"])
@@ -142,7 +150,14 @@ class TextToImage:
         return np.concatenate(pictures) if pictures else np.empty((0, side, side, 3), np.uint8)
 
     def _sample_batch(
-        self, prompts: list[str], negatives: list[str], seeds: list[int], noise: Tensor | None, steps: int, sampler: str, guidance_scale: float
+        self,
+        prompts: list[str],
+        negatives: list[str],
+        seeds: list[int],
+        noise: Tensor | None,
+        steps: int,
+        sampler: str,
+        guidance_scale: float,
     ) -> np.ndarray:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 

@@ -63,8 +63,10 @@ def main(
         if error.errno != errno.ENOSPC:
             raise
         free = shutil.disk_usage(arguments.data).free / 2**20
-        sys.exit(f"{name}: the disk of {arguments.data.resolve()} is full ({free:.0f} MiB free). Nothing half-made was left; "
-                 "make room (`dvc gc --workspace` drops old outputs) and run the same command again.")
+        sys.exit(
+            f"{name}: the disk of {arguments.data.resolve()} is full ({free:.0f} MiB free). Nothing half-made was left; "
+            "make room (`dvc gc --workspace` drops old outputs) and run the same command again."
+        )
 
 
 def execute(
@@ -85,7 +87,9 @@ def execute(
     is_main = int(os.environ.get("RANK", "0")) == 0
     with ExitStack() as stack:
         tracker = stack.enter_context(
-            stage_run(name, params=params.model_dump(), key=key, inputs=fingerprints, params_file=params_file, scratch=scratch, enabled=is_main)
+            stage_run(
+                name, params=params.model_dump(), key=key, inputs=fingerprints, params_file=params_file, scratch=scratch, enabled=is_main
+            )
         )
         outs = {item: stack.enter_context(replacing(data / item)) if is_main else data / item for item in writes}
         if is_main:
@@ -106,7 +110,7 @@ def execute(
         )
         run(stage)
         if is_main:
-            for item, path in outs.items():
+            for path in outs.values():
                 if path.is_dir():
                     write_index(path, stage=name, params=params.model_dump(), inputs=indexes, content=stage.content)
             write_json(record, tracker.record)

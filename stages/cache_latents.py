@@ -20,7 +20,7 @@ from darkroom.models.clip import ClipTowers
 from darkroom.models.weights import load_model
 from darkroom.progress import progress
 from darkroom.stage import Stage, main
-from darkroom.training.tasks import to_float
+from darkroom.training.batches import to_float
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +32,16 @@ def run(stage: Stage[CacheLatentsParams]) -> None:
     towers = ClipTowers.load(stage.inputs["clip"]).to(device).eval()
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(params.precision, device)):
         splits = {
-            split: write_latents(out, split=split, samples=encode_photos(vae, shards, params, device), samples_per_shard=params.samples_per_shard)
+            split: write_latents(
+                out, split=split, samples=encode_photos(vae, shards, params, device), samples_per_shard=params.samples_per_shard
+            )
             for split, shards in photos.items()
         }
         captions = sorted({"", *photos["train"].captions, *photos["val"].captions})
         warn_of_lost_words(towers, captions)
-        splits["captions"] = write_captions(out, encode_captions(towers, captions, params.batch_size, device), samples_per_shard=params.samples_per_shard)
+        splits["captions"] = write_captions(
+            out, encode_captions(towers, captions, params.batch_size, device), samples_per_shard=params.samples_per_shard
+        )
     side = photos["train"].size // vae.config.stride
     stage.content |= {
         "splits": splits,

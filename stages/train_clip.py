@@ -10,14 +10,16 @@ from darkroom.data.shards import ImageShards
 from darkroom.models.clip import ClipTowers
 from darkroom.provenance import write_json
 from darkroom.stage import Stage, main
+from darkroom.training.clip_task import ClipTask
 from darkroom.training.loop import Curves, train
-from darkroom.training.tasks import ClipTask
 
 
 def run(stage: Stage[TrainClipParams]) -> None:
     params = stage.params
     shards = stage.inputs["shards"]
-    towers = ClipTowers.build(params.model.model_dump(), seed=params.seed) if params.mode == "scratch" else ClipTowers.load(params.pretrained)
+    towers = (
+        ClipTowers.build(params.model.model_dump(), seed=params.seed) if params.mode == "scratch" else ClipTowers.load(params.pretrained)
+    )
     curves = Curves()
     if params.mode != "pretrained":
         task = ClipTask(towers, ImageShards(shards, "train"), ImageShards(shards, "val"), seed=params.seed)

@@ -18,8 +18,8 @@ from darkroom.models.weights import load_model, save_model
 from darkroom.provenance import write_json
 from darkroom.sampling import DiffusionConfig, TextToImage
 from darkroom.stage import Stage, main
+from darkroom.training.diffusion_task import DiffusionTask
 from darkroom.training.loop import train
-from darkroom.training.tasks import DiffusionTask
 
 
 def run(stage: Stage[TrainUnetParams]) -> None:
@@ -28,8 +28,12 @@ def run(stage: Stage[TrainUnetParams]) -> None:
     vae = load_model(AutoencoderKL, stage.inputs["vae"])
     unet = UNet2DConditionModel(unet_config(params, latents))
     unet.initialise(params.seed)
-    diffusion = DiffusionConfig(schedule=Schedule.make(**params.schedule.model_dump()), prediction=params.prediction, **params.sampling.model_dump())
-    artist = TextToImage(vae=vae, unet=unet, clip=ClipTowers.load(stage.inputs["clip"]), config=diffusion, latent_shape=latents.latent_shape)
+    diffusion = DiffusionConfig(
+        schedule=Schedule.make(**params.schedule.model_dump()), prediction=params.prediction, **params.sampling.model_dump()
+    )
+    artist = TextToImage(
+        vae=vae, unet=unet, clip=ClipTowers.load(stage.inputs["clip"]), config=diffusion, latent_shape=latents.latent_shape
+    )
     prompts = [held_out.captions[index % len(held_out)] for index in range(params.num_samples)]
 
     def draw(step: int, device: torch.device) -> None:
@@ -57,7 +61,9 @@ def unet_config(params: TrainUnetParams, latents: LatentShards) -> UNetConfig:
     channels, side, _ = latents.latent_shape
     halvings = 2 ** (len(model.block_out_channels) - 1)
     if side % halvings:
-        raise ValueError(f"The latents are {side} wide, but train_unet.model halves them {len(model.block_out_channels) - 1} times: drop a level.")
+        raise ValueError(
+            f"The latents are {side} wide, but train_unet.model halves them {len(model.block_out_channels) - 1} times: drop a level."
+        )
     return UNetConfig.from_levels(
         block_out_channels=model.block_out_channels,
         attention=model.attention,
@@ -68,7 +74,6 @@ def unet_config(params: TrainUnetParams, latents: LatentShards) -> UNetConfig:
         latent_size=side,
         context_dim=latents.empty_context.shape[-1],
     )
-
 
 
 if __name__ == "__main__":

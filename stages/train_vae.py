@@ -14,15 +14,16 @@ from PIL import Image
 from darkroom.config import TrainVaeParams
 from darkroom.data.shards import ImageShards
 from darkroom.device import best_device
-from darkroom.evaluation.reconstruction import psnr, ssim
 from darkroom.evaluation.grid import picture_grid
+from darkroom.evaluation.reconstruction import psnr, ssim
 from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from darkroom.models.weights import load_model, save_model
 from darkroom.provenance import write_json
 from darkroom.stage import Stage, main
+from darkroom.training.batches import to_float, to_uint8
 from darkroom.training.latent_scale import measure_latents
 from darkroom.training.loop import train
-from darkroom.training.tasks import VaeTask, to_float, to_uint8
+from darkroom.training.vae_task import VaeTask
 
 METRIC_PICTURES = 1024  # held-out photos that PSNR and SSIM are measured on, at most
 
@@ -48,7 +49,11 @@ def run(stage: Stage[TrainVaeParams]) -> None:
     save_model(vae, out)
     curves.write(out)
     originals, decoded = reconstruct(vae, held_out, min(len(held_out), METRIC_PICTURES), device)
-    metrics = {"psnr": float(psnr(originals, decoded).mean()), "ssim": float(ssim(originals, decoded).mean()), "num_pictures": len(originals)}
+    metrics = {
+        "psnr": float(psnr(originals, decoded).mean()),
+        "ssim": float(ssim(originals, decoded).mean()),
+        "num_pictures": len(originals),
+    }
     write_json(out / "metrics.json", metrics | {"scaling_factor": vae.config.scaling_factor, "shift_factor": vae.config.shift_factor})
     Image.fromarray(reconstruction_grid(vae, held_out, params.num_pictures, device)).save(out / "reconstructions.png")
     stage.tracker.log_metrics({f"held_out/{key}": value for key, value in metrics.items()}, params.steps)
@@ -70,7 +75,9 @@ def load_or_build(params: TrainVaeParams, *, size: int) -> AutoencoderKL:
         vae = AutoencoderKL(AutoencoderConfig(sample_size=size, **model))
         vae.initialise(params.seed)
     if size % vae.config.stride:
-        raise ValueError(f"ingest.size is {size} px, but this VAE needs a multiple of {vae.config.stride} (one halving a level after the first).")
+        raise ValueError(
+            f"ingest.size is {size} px, but this VAE needs a multiple of {vae.config.stride} (one halving a level after the first)."
+        )
     return vae
 
 

@@ -144,12 +144,18 @@ def test_a_vae_taken_as_it_is_keeps_its_weights_and_its_scale(workspace):
 
 def test_nothing_to_use_as_it_is_is_refused(workspace):
     write_params(workspace / "params.yaml", train_vae={"init": "", "steps": 0})
-    with pytest.raises(ValueError, match="train_vae.init is empty"):
+    with pytest.raises(ValueError, match=r"train_vae\.init is empty"):
         run_stage("train_vae", workspace)
 
 
 def test_a_vae_with_more_levels_than_the_pictures_divide_into_is_refused(workspace):
-    model = {"latent_channels": 4, "block_out_channels": [8] * 6, "layers_per_block": 1, "norm_num_groups": 4, "mid_block_add_attention": False}
+    model = {
+        "latent_channels": 4,
+        "block_out_channels": [8] * 6,
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "mid_block_add_attention": False,
+    }
     write_params(workspace / "params.yaml", train_vae={"model": model})
     with pytest.raises(ValueError, match=r"ingest.size is 16 px.*multiple of 32"):
         run_stage("train_vae", workspace)

@@ -37,7 +37,9 @@ class Checkpoints:
             write_json(tmp / "state.json", {"step": step, **state})
             write_json(tmp / MANIFEST, files_table(tmp))
         if not _is_whole(target):
-            raise ValueError(f"The checkpoint {target} cannot be read back as it was written: is the disk failing? Older checkpoints are kept.")
+            raise ValueError(
+                f"The checkpoint {target} cannot be read back as it was written: is the disk failing? Older checkpoints are kept."
+            )
         for older in self._all():
             if older != target:
                 shutil.rmtree(older)

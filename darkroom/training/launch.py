@@ -25,7 +25,9 @@ def command(module: str, arguments: list[str], *, num_processes: int, config_fil
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m darkroom.training.launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m darkroom.training.launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--num_processes", type=int, required=True, help="one a device, over all machines")
     parser.add_argument("module", help="e.g. stages.train_unet")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the stage")

@@ -1,4 +1,4 @@
-"""The one training loop. What differs between CLIP, VAE and diffusion is a Task; what differs between one device and many, Accelerate hides."""
+"""The one training loop. What differs between CLIP, VAE and diffusion is a Task; one device or many is Accelerate's affair."""
 
 import csv
 import logging
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Queue
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -21,14 +21,13 @@ from darkroom.config import TrainingParams
 from darkroom.device import best_device, use_bf16
 from darkroom.progress import progress
 from darkroom.tracking.tracker import Tracker
+from darkroom.training.batches import Batch
 from darkroom.training.checkpoint import Checkpoints
 from darkroom.training.draws import positions_of_step
 from darkroom.training.ema import Ema
 from darkroom.training.optim import adamw, learning_rate
 
 logger = logging.getLogger(__name__)
-
-Batch = dict[str, Tensor]
 
 
 class Task(Protocol):
@@ -132,7 +131,8 @@ def train(
                     sums[key] = sums.get(key, 0.0) + value.detach().float() / params.gradient_accumulation
             grad_norm = accelerator.clip_grad_norm_(task.net.parameters(), params.grad_clip)
             if not math.isfinite(float(grad_norm)):  # a non-finite loss gives a non-finite gradient; one host sync a step
-                raise ValueError(f"The gradient at step {index} is {float(grad_norm)} (loss {float(loss.detach()):.4g}). Lower {name}.lr or {name}.grad_clip.")
+                found = f"{float(grad_norm)} (loss {float(loss.detach()):.4g})"
+                raise ValueError(f"The gradient at step {index} is {found}. Lower {name}.lr or {name}.grad_clip.")
             lr = learning_rate(index, lr=params.lr, warmup_steps=params.warmup_steps, decay=params.lr_decay, steps=params.steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr

@@ -7,8 +7,9 @@ from darkroom.config import TrainingParams
 from darkroom.training.draws import normal, shuffled
 
 LINE_PARAMS = {
-    "steps": 12, "batch_size": 8, "gradient_accumulation": 1, "lr": 0.05, "warmup_steps": 2, "lr_decay": "cosine", "weight_decay": 0.01,
-    "grad_clip": 1.0, "ema_decay": 0.9, "precision": "fp32", "log_every": 5, "val_every": 4, "checkpoint_every": 3, "num_processes": 1, "seed": 0,
+    "steps": 12, "batch_size": 8, "gradient_accumulation": 1, "lr": 0.05, "warmup_steps": 2, "lr_decay": "cosine",
+    "weight_decay": 0.01, "grad_clip": 1.0, "ema_decay": 0.9, "precision": "fp32", "log_every": 5, "val_every": 4,
+    "checkpoint_every": 3, "num_processes": 1, "seed": 0,
 }  # fmt: skip
 
 

@@ -4,7 +4,13 @@ from darkroom.training.launch import command
 
 
 def test_one_process_is_the_stage_itself():
-    assert command("stages.train_vae", ["--data", "d"], num_processes=1, config_file=None) == [sys.executable, "-m", "stages.train_vae", "--data", "d"]
+    assert command("stages.train_vae", ["--data", "d"], num_processes=1, config_file=None) == [
+        sys.executable,
+        "-m",
+        "stages.train_vae",
+        "--data",
+        "d",
+    ]
 
 
 def test_many_processes_go_through_accelerate():

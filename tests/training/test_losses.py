@@ -1,6 +1,7 @@
 import pytest
 import torch
-from torch.distributions import Laplace, Normal, kl_divergence as torch_kl
+from torch.distributions import Laplace, Normal
+from torch.distributions import kl_divergence as torch_kl
 from torch.nn import functional as F
 
 from darkroom.training.losses import contrastive_loss, kl_divergence, negative_log_likelihood, weighted_squared_error

@@ -1,0 +1,50 @@
+"""CLIP as a task of the training loop."""
+
+import torch
+from torch import Tensor, nn
+
+from darkroom.data.shards import ImageShards
+from darkroom.models.clip import ClipTowers
+from darkroom.training.batches import VAL_SAMPLES, Batch, chunks, mirrored, to_float
+from darkroom.training.draws import shuffled, uniform
+from darkroom.training.losses import contrastive_loss, gather_with_gradient
+
+
+class ClipTask:
+    """Contrastive training of an image and a text tower on the user's own pairs (Radford et al. 2021)."""
+
+    def __init__(self, net: ClipTowers, train: ImageShards, val: ImageShards, *, seed: int) -> None:
+        self.net = net
+        self.train = train
+        self.val = val
+        self.seed = seed
+        self.num_samples = len(train)
+
+    def batch(self, positions: range) -> Batch:
+        indices = shuffled(positions, num_samples=self.num_samples, seed=self.seed)
+        flips = uniform(seed=self.seed, stream="flip", positions=positions) < 0.5
+        return {
+            "images": mirrored(to_float(self.train.images(indices)), flips),
+            "tokens": self.net.tokenize([self.train.captions[index] for index in indices]),
+        }
+
+    def loss(self, net: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        image_features, text_features, logit_scale = net(batch["images"], batch["tokens"])
+        tokens = gather_with_gradient(batch["tokens"])
+        same = (tokens[:, None] == tokens[None]).all(-1)
+        loss = contrastive_loss(gather_with_gradient(image_features), gather_with_gradient(text_features), logit_scale, same)
+        return loss, {"logit_scale": logit_scale}
+
+    def validate(self, device: torch.device) -> dict[str, float]:
+        """Loss over the held-out pairs, and how often the nearest text of a photo is its own caption."""
+        num = min(len(self.val), VAL_SAMPLES)
+        tokens = self.net.tokenize(self.val.captions[:num]).to(device)
+        parts = [self.net(to_float(self.val.images(chunk)).to(device), tokens[chunk.start : chunk.stop]) for chunk in chunks(num)]
+        image_features = torch.cat([part[0] for part in parts]).float()
+        text_features = torch.cat([part[1] for part in parts]).float()
+        same = (tokens[:, None] == tokens[None]).all(-1)
+        nearest = (image_features @ text_features.T).argmax(1)
+        return {
+            "loss": float(contrastive_loss(image_features, text_features, parts[0][2].float(), same)),
+            "retrieval_accuracy": float(same[torch.arange(num, device=device), nearest].float().mean()),
+        }
