@@ -6,14 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 Colour = tuple[int, int, int]
-Features = NDArray[np.floating]  # (N, E), rows of length 1
+Features = NDArray[np.floating]  # (N, E), of any length: cosines are compared
 
 
 def clip_score(image_features: Features, text_features: Features) -> NDArray[np.float64]:
-    """100 * max(cosine, 0) of each picture with its own text (Hessel et al. 2021, CLIPScore, with w = 1): (N,)."""
+    """100 * cosine of each picture with its own text, (N,).
+
+    Hessel et al. 2021 (CLIPScore) raise negative values to 0; small towers have many, and the mean should show them.
+    """
     assert image_features.shape == text_features.shape
-    cosine = np.sum(image_features.astype(np.float64) * text_features, axis=1)
-    return 100 * np.maximum(cosine, 0)
+    return 100 * np.sum(_unit(image_features) * _unit(text_features), axis=1)
 
 
 def chance_clip_score(image_features: Features, text_features: Features, texts: Sequence[str]) -> float:
@@ -21,15 +23,20 @@ def chance_clip_score(image_features: Features, text_features: Features, texts: 
 
     nan when all texts are equal, so that there is no such pair.
     """
-    scores = 100 * np.maximum(image_features.astype(np.float64) @ text_features.T, 0)
+    scores = 100 * _unit(image_features) @ _unit(text_features).T
     mismatched = ~_equal(texts)
     return float(scores[mismatched].mean()) if mismatched.any() else float("nan")
 
 
 def retrieval_accuracy(image_features: Features, text_features: Features, texts: Sequence[str]) -> float:
     """Share of pictures whose own text is the nearest of all texts of the set (chance: 1 / number of distinct texts)."""
-    nearest = (image_features.astype(np.float64) @ text_features.T).argmax(axis=1)
+    nearest = (_unit(image_features) @ _unit(text_features).T).argmax(axis=1)
     return float(_equal(texts)[np.arange(len(nearest)), nearest].mean())
+
+
+def _unit(features: Features) -> NDArray[np.float64]:
+    wide = features.astype(np.float64)
+    return wide / np.linalg.norm(wide, axis=1, keepdims=True)
 
 
 def _equal(texts: Sequence[str]) -> NDArray[np.bool_]:

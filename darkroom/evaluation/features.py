@@ -26,10 +26,10 @@ class Extractor:
     name: str  # what it is, and the hash of its weights
     extract: Callable[[Images], NDArray[np.float32]]
 
-    def __call__(self, images: Images, *, batch_size: int = 64, desc: str = "features") -> NDArray[np.float32]:
-        """(N, H, W, 3) -> (N, D)."""
-        starts = range(0, len(images), batch_size)
-        return np.concatenate([self.extract(images[start : start + batch_size]) for start in progress(starts, desc=desc, unit="batch")])
+    def __call__(self, read: Callable[[range], Images], num: int, *, batch_size: int, desc: str) -> NDArray[np.float32]:
+        """(num, D) of the pictures that `read` gives for indices below `num`, so that they need not all be in memory at once."""
+        starts = progress(range(0, num, batch_size), desc=f"features of {desc}", unit="batch")
+        return np.concatenate([self.extract(read(range(start, min(start + batch_size, num)))) for start in starts])
 
 
 def clip_features(encode_images: Callable[[Images], Tensor], fingerprint: str) -> Extractor:
@@ -105,7 +105,7 @@ def last_layer(classifier: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
 
 def prepare(images: Images, *, size: int, channels: str, scale: float, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 (B, H, W, 3) -> float (B, 3, size, size), resized by antialiased bicubic."""
-    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
+    x = torch.tensor(images).permute(0, 3, 1, 2).float() / 255
     if x.shape[2:] != (size, size):
         x = F.interpolate(x, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
     if channels == "bgr":

@@ -1,4 +1,4 @@
-"""Grids of pictures, and the report: one HTML file that shows them beside the numbers and needs nothing else."""
+"""The report: one HTML file that shows pictures, numbers and curves, and needs nothing else."""
 
 import base64
 import io
@@ -10,20 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from darkroom.evaluation.grid import picture_grid
+
 Images = NDArray[np.uint8]  # (B, H, W, 3)
-GAP = 2  # px between pictures of a grid
-
-
-def picture_grid(images: Images, columns: int) -> NDArray[np.uint8]:
-    """(B, H, W, 3) -> one picture (height, width, 3), row by row, on white."""
-    count, height, width, _ = images.shape
-    columns = max(1, min(columns, count))
-    rows = max(1, -(-count // columns))
-    grid = np.full((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), 255, np.uint8)
-    for index, image in enumerate(images):
-        top, left = index // columns * (height + GAP), index % columns * (width + GAP)
-        grid[top : top + height, left : left + width] = image
-    return grid
 
 
 @dataclass(frozen=True)

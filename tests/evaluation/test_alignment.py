@@ -72,9 +72,10 @@ def unit(*rows):
     return array / np.linalg.norm(array, axis=1, keepdims=True)
 
 
-def test_the_clip_score_is_a_hundred_times_the_cosine_and_never_negative():
+def test_the_clip_score_is_a_hundred_times_the_cosine():
     images, texts = unit([1, 0], [1, 0], [1, 0]), unit([1, 0], [1, 1], [-1, 0])
-    np.testing.assert_allclose(clip_score(images, texts), [100, 100 / np.sqrt(2), 0])
+    np.testing.assert_allclose(clip_score(images, texts), [100, 100 / np.sqrt(2), -100])
+    np.testing.assert_allclose(clip_score(3 * images, 0.5 * texts), [100, 100 / np.sqrt(2), -100])
 
 
 def test_chance_is_the_score_with_all_texts_that_differ():
@@ -93,3 +94,4 @@ def test_retrieval_counts_pictures_whose_own_text_is_nearest_with_equal_texts_as
     texts = unit([1, 0], [0, 1], [1, 0])
     assert retrieval_accuracy(images, texts, ["a", "b", "a"]) == pytest.approx(2 / 3)
     assert retrieval_accuracy(images[:2], texts[:2], ["a", "b"]) == 1
+    assert retrieval_accuracy(images[:2], texts[:2] * [[0.01], [1]], ["a", "b"]) == 1  # the angle counts, not the length
