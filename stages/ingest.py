@@ -11,7 +11,7 @@ from typing import Any
 
 from darkroom.config import IngestParams
 from darkroom.data.doctor import shown, write_findings
-from darkroom.data.scan import Accepted, Findings, check_usable, examine, summary
+from darkroom.data.scan import Accepted, Findings, check_usable, examine, facts, remarks
 from darkroom.data.shards import IMAGE_MEMBERS, Sample, Spool, write_spooled
 from darkroom.data.splits import split_by_hash
 from darkroom.provenance import canonical_json, hash_json
@@ -25,8 +25,10 @@ def run(stage: Stage[IngestParams]) -> None:
     member = IMAGE_MEMBERS[params.format]
     with Spool(shards) as spool:
         findings = examine(raw, params, keep=lambda photo, picture: spool.add(to_sample(photo, picture, member)))
-        for line in summary(findings, params):
+        for line in facts(findings):
             logger.info(line)
+        for line in remarks(findings, params):
+            logger.warning(line)
         check_usable(findings, raw, max_rejected_fraction=params.max_rejected_fraction)
         splits = split_by_hash(spool.keys, params.val_fraction)
         tables = {

@@ -197,7 +197,11 @@ def check_usable(findings: Findings, folder: Path, *, max_rejected_fraction: flo
 
 
 def summary(findings: Findings, params: IngestParams) -> list[str]:
-    """The findings in a few lines, for a terminal or a log."""
+    """The findings in a few lines, for a terminal or a page."""
+    return [*facts(findings), *remarks(findings, params)]
+
+
+def facts(findings: Findings) -> list[str]:
     lines = [f"{len(findings.accepted)} of {findings.num_photos} photos can be used"]
     if findings.rejected:
         lines.append(f"{len(findings.rejected)} rejected: " + _counts(findings.reasons()))
@@ -207,6 +211,12 @@ def summary(findings: Findings, params: IngestParams) -> list[str]:
         lines.append(f"{len(findings.ignored)} other files ignored, e.g. {', '.join(findings.ignored[:NAMED_IN_ERRORS])}")
     if findings.accepted:
         lines.append("captions: " + _counts(findings.caption_sources()))
+    return lines
+
+
+def remarks(findings: Findings, params: IngestParams) -> list[str]:
+    """What one may not have meant to be so."""
+    lines = []
     if findings.accepted and set(findings.caption_sources()) == {TEMPLATE}:
         looked = ", ".join(params.captions) or "nothing else"
         lines.append(f"no photo has a caption of its own (looked for {looked}): all take the template {params.caption_template!r}")

@@ -1,0 +1,191 @@
+import csv
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from darkroom.config import IngestParams
+from darkroom.data.shards import ImageShards, ShardReader
+from darkroom.provenance import hash_json, read_index, write_index
+from darkroom.stage import Stage
+from darkroom.tracking.tracker import JsonlTracker
+from stages.ingest import run
+from tests.data.test_scan import PARAMS, changed, photo, write
+
+
+def ingest(raw: Path, data: Path, params: IngestParams = PARAMS) -> dict:
+    """Runs the stage on `raw` as `darkroom.stage` does; returns index.json of the shards."""
+    outs = {name: data / name for name in ("shards", "doctor")}
+    for folder in outs.values():
+        folder.mkdir(parents=True)
+    stage = Stage(
+        name="ingest",
+        params=params,
+        inputs={"raw": raw},
+        outs=outs,
+        indexes={},
+        key="",
+        scratch=data / "scratch",
+        tracker=JsonlTracker(data / "scratch" / "metrics.jsonl"),
+        is_main=True,
+    )
+    run(stage)
+    for folder in outs.values():
+        write_index(folder, stage="ingest", params=params.model_dump(), inputs={}, content=stage.content)
+    return read_index(outs["shards"])["content"]
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    folder = tmp_path / "raw"
+    for number in range(30):
+        photo(folder, f"{'maine_coon' if number % 2 else 'bengal'}/{number:02d}.png", seed=number)
+    write(folder, "bengal/metadata.csv", "file_name,text,age\n00.png,a Bengal cat,3\n")
+    (folder / "copy.png").write_bytes((folder / "bengal/02.png").read_bytes())
+    write(folder, "broken.jpg", "no picture")
+    return folder
+
+
+def test_shards_hold_pictures_captions_and_where_they_come_from(tmp_path, raw):
+    content = ingest(raw, tmp_path / "data")
+    shards = {split: ImageShards(tmp_path / "data" / "shards", split) for split in ("train", "val")}
+    assert content["num_images"] == {split: len(shards[split]) for split in shards}
+    assert sum(content["num_images"].values()) == 30
+    captions = shards["train"].captions + shards["val"].captions
+    assert sorted(set(captions)) == ["a Bengal cat", "bengal", "maine coon"]
+    assert {"age": "3"} in shards["train"].attributes + shards["val"].attributes
+    key = hashlib.sha256((raw / "bengal/00.png").read_bytes()).hexdigest()
+    split = "train" if key in shards["train"].keys else "val"
+    reader = ShardReader(tmp_path / "data" / "shards", split)
+    assert reader.json(reader.keys.index(key)) == {
+        "caption": "a Bengal cat",
+        "caption_source": "metadata",
+        "source": "bengal/00.png",
+        "width": 24,
+        "height": 20,
+        "attributes": {"age": "3"},
+    }
+    assert shards["train"].images([0, 1]).shape == (2, 16, 16, 3)
+
+
+def test_the_index_counts_what_happened(tmp_path, raw):
+    content = ingest(raw, tmp_path / "data")
+    photos = [json.loads(line) for line in (tmp_path / "data/doctor/accepted.jsonl").read_text().splitlines()]
+    assert {name: content[name] for name in content if name not in ("splits", "num_images")} == {
+        "size": 16,
+        "format": "png",
+        "captions": {"folder": 29, "metadata": 1},
+        "rejected": {"unreadable": 1},
+        "num_duplicates": 1,
+        "num_ignored": 0,
+        "num_upscaled": 0,
+        "photos": hash_json(sorted([photo["sha256"], photo["caption"]] for photo in photos)),
+    }
+    [metrics, artifact] = (tmp_path / "data/scratch/metrics.jsonl").read_text().splitlines()
+    assert {"num_rejected": 1, "num_duplicates": 1}.items() <= json.loads(metrics).items()
+    assert json.loads(artifact) == {"artifact": "report.html"}
+
+
+def test_two_runs_give_the_same_bytes_whatever_folder_and_number_of_workers(tmp_path, raw):
+    ingest(raw, tmp_path / "one")
+    other = raw.rename(tmp_path / "elsewhere")
+    ingest(other, tmp_path / "two", changed(num_workers=2))
+    for name in ("shards", "doctor"):
+        first, second = bytes_of(tmp_path / "one" / name), bytes_of(tmp_path / "two" / name)
+        indexes = [json.loads(files.pop("index.json")) for files in (first, second)]
+        assert first == second
+        assert indexes[0]["content"] == indexes[1]["content"]
+        assert "metrics.jsonl" not in first
+    assert sorted(bytes_of(tmp_path / "one/doctor")) == [
+        "accepted.jsonl",
+        "duplicates.jsonl",
+        "ignored.jsonl",
+        "index.json",
+        "rejected.jsonl",
+        "report.html",
+    ]
+
+
+def test_another_caption_is_another_set_of_photos(tmp_path, raw):
+    before = ingest(raw, tmp_path / "one")
+    write(raw, "bengal/02.txt", "a spotted cat")
+    assert ingest(raw, tmp_path / "two")["photos"] != before["photos"]
+
+
+def test_a_new_photo_leaves_the_others_where_they_were(tmp_path, raw):
+    ingest(raw, tmp_path / "one")
+    photo(raw, "new.png", seed=999)
+    ingest(raw, tmp_path / "two")
+    one = {split: ImageShards(tmp_path / "one/shards", split).keys for split in ("train", "val")}
+    two = {split: ImageShards(tmp_path / "two/shards", split).keys for split in ("train", "val")}
+    assert set(one["train"]) <= set(two["train"])
+    assert set(one["val"]) <= set(two["val"])
+    first, second = bytes_of(tmp_path / "one/shards"), bytes_of(tmp_path / "two/shards")
+    assert sum(first[name] != second[name] for name in first if name.endswith(".tar")) == 1
+
+
+def test_jpeg_shards_are_read_like_png_ones(tmp_path, raw):
+    ingest(raw, tmp_path / "png")
+    ingest(raw, tmp_path / "jpeg", changed(format="jpeg", jpeg_quality=100))
+    png, jpeg = (ImageShards(tmp_path / format / "shards", "train").images([0, 1]).astype(int) for format in ("png", "jpeg"))
+    assert 0 < np.abs(png - jpeg).mean() < 3
+
+
+def test_two_photos_are_enough_and_one_is_not(tmp_path):
+    photo(tmp_path / "raw", "a.png")
+    with pytest.raises(ValueError, match="1 usable photo; at least two are needed"):
+        ingest(tmp_path / "raw", tmp_path / "one")
+    photo(tmp_path / "raw", "b.png")
+    assert ingest(tmp_path / "raw", tmp_path / "two")["num_images"] == {"train": 1, "val": 1}
+
+
+def test_too_many_broken_photos_end_the_stage(tmp_path, raw):
+    with pytest.raises(ValueError, match=r"1 of 32 photos .*broken\.jpg \(not a picture of a known format\)"):
+        ingest(raw, tmp_path / "data", changed(max_rejected_fraction=0.01))
+
+
+def test_only_broken_photos_end_the_stage(tmp_path):
+    write(tmp_path / "raw", "a.jpg", "")
+    write(tmp_path / "raw", "b.jpg", "")
+    with pytest.raises(ValueError, match="None of the 2 photos"):
+        ingest(tmp_path / "raw", tmp_path / "data", changed(max_rejected_fraction=1.0))
+
+
+def test_photos_without_any_caption_take_the_template_and_the_log_says_so(tmp_path, caplog):
+    for name in ("a.png", "b.png"):
+        photo(tmp_path / "raw", name)
+    with caplog.at_level(logging.WARNING):
+        content = ingest(tmp_path / "raw", tmp_path / "data")
+    assert content["captions"] == {"template": 2}
+    assert "no photo has a caption of its own (looked for text_file, metadata, folder): all take the template 'a cat'" in caplog.text
+
+
+def test_real_photos_of_cats_go_through(tmp_path, shared):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for path in sorted((shared / "data/cats").glob("*.jpg"))[::12]:
+        (raw / path.name).symlink_to(path)
+    write(raw, "metadata.jsonl", (shared / "data/cats/metadata.jsonl").read_bytes())
+    content = ingest(raw, tmp_path / "data", changed(size=64))
+    assert content["rejected"] == {}
+    assert set(content["captions"]) == {"metadata"}
+    images = ImageShards(tmp_path / "data/shards", "train").images(range(20))
+    assert images.std(axis=(1, 2, 3)).min() > 10
+
+
+def test_odd_files_are_sorted_out_and_never_fatal(tmp_path, shared):
+    odd = shared / "data/odd-images"
+    content = ingest(odd, tmp_path / "data", changed(max_rejected_fraction=1.0, min_side=1, max_megapixels=100.0))
+    rejected = {json.loads(line)["source"] for line in (tmp_path / "data/doctor/rejected.jsonl").read_text().splitlines()}
+    ignored = {json.loads(line)["source"] for line in (tmp_path / "data/doctor/ignored.jsonl").read_text().splitlines()}
+    with (odd / "manifest.csv").open(newline="") as file:
+        fine = {row["file"] for row in csv.DictReader(file) if row["pillow13_outcome"] == "ok" and "err:" not in row["orientation"]}
+    assert fine.isdisjoint(rejected | ignored)
+    assert content["rejected"]["too_large"] >= 4
