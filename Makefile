@@ -69,8 +69,7 @@ format: install  ## sorts imports and formats
 
 ui: install  ## MLflow on http://127.0.0.1:5000 and Prefect on http://127.0.0.1:4200, until Ctrl-C
 	@echo "MLflow http://127.0.0.1:5000   Prefect http://127.0.0.1:4200   (Ctrl-C stops both)"
-	@cd $(RUN) && { mlflow server --backend-store-uri "sqlite:///$$PWD/mlflow.db" --artifacts-destination "$$PWD/mlartifacts" \
-		--host 127.0.0.1 --port 5000 --workers 1 & mlflow=$$!; trap 'kill $$mlflow' EXIT INT TERM; \
+	@cd $(RUN) && { python -m darkroom.tracking.server --port 5000 & mlflow=$$!; trap 'kill $$mlflow' EXIT INT TERM; \
 		prefect server start --host 127.0.0.1 --port 4200; }
 
 bench: install  ## measures speed and writes docs/benchmarks.md

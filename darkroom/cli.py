@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 # A command imports what it needs inside its function, so that `darkroom --help` is there at once.
 
@@ -29,6 +30,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_demo_data(commands)
     _add_doctor(commands)
     _add_sample(commands)
+    _add_promote(commands)
+    _add_rollback(commands)
     return parser
 
 
@@ -164,6 +167,48 @@ def _doctor(arguments: argparse.Namespace) -> None:
         print(f"{double.source}: the same {double.same} as {double.same_as}")
     print("\n".join(summary(findings, params)))
     check_usable(findings, arguments.folder, max_rejected_fraction=params.max_rejected_fraction)
+
+
+def _add_promote(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _add_command(
+        commands,
+        "promote",
+        summary="make a registered version the champion, whatever the gate said",
+        description="Points `champion` at a version of a registered model, and `previous` at the champion until now.",
+        examples=["darkroom promote darkroom", "darkroom promote darkroom 3"],
+    )
+    parser.add_argument("model", metavar="NAME", help="register.model_name of params.yaml")
+    parser.add_argument("version", nargs="?", type=int, metavar="VERSION", help="(default: the challenger)")
+    parser.set_defaults(command=_promote)
+
+
+def _promote(arguments: argparse.Namespace) -> None:
+    from darkroom.tracking.registry import open_registry, promote
+
+    _print_champion(promote(open_registry(), arguments.model, arguments.version))
+
+
+def _add_rollback(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _add_command(
+        commands,
+        "rollback",
+        summary="make the previous champion the champion again",
+        description="Swaps `champion` and `previous` of a registered model; doing it twice changes nothing.",
+        examples=["darkroom rollback darkroom"],
+    )
+    parser.add_argument("model", metavar="NAME", help="register.model_name of params.yaml")
+    parser.set_defaults(command=_rollback)
+
+
+def _rollback(arguments: argparse.Namespace) -> None:
+    from darkroom.tracking.registry import open_registry, rollback
+
+    _print_champion(rollback(open_registry(), arguments.model))
+
+
+def _print_champion(change: dict[str, Any]) -> None:
+    before, after = change["champion"]["before"], change["champion"]["after"]
+    print(f"The champion of `{change['model_name']}` is version {after} now" + (f"; it was version {before}." if before else "."))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ from PIL import Image
 
 from darkroom.cli import main
 from darkroom.sampling import TextToImage
+from darkroom.tracking import registry
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ["demo-data", "doctor", "sample"]
+COMMANDS = ["demo-data", "doctor", "sample", "promote", "rollback"]
 SIDE = 8
 
 
@@ -224,3 +225,38 @@ def test_the_doctor_says_that_a_folder_is_empty_or_its_parameters_are_wrong(tmp_
     assert "There are no photos in" in fails(capsys, "doctor", str(tmp_path), "--params", str(ROOT / "params.yaml"))
     (tmp_path / "params.yaml").write_text(json.dumps({"ingesd": {}}))
     assert "did you mean `ingest`?" in fails(capsys, "doctor", str(tmp_path), "--params", str(tmp_path / "params.yaml"))
+
+
+@pytest.mark.parametrize(("argv", "version"), [(["promote", "cats"], None), (["promote", "cats", "3"], 3)])
+def test_promote_names_the_new_champion(
+    argv: list[str], version: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def promote(*arguments: object) -> dict[str, Any]:
+        asked.append(arguments)
+        return {"model_name": "cats", "champion": {"before": 2, "after": 3}}
+
+    monkeypatch.setattr(registry, "open_registry", lambda: "store")
+    monkeypatch.setattr(registry, "promote", promote)
+    main(argv)
+    assert asked == [("store", "cats", version)]
+    assert capsys.readouterr().out == "The champion of `cats` is version 3 now; it was version 2.\n"
+
+
+def test_rollback_names_the_new_champion(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    change = {"model_name": "cats", "champion": {"before": None, "after": 1}}
+    monkeypatch.setattr(registry, "open_registry", lambda: "store")
+    monkeypatch.setattr(registry, "rollback", lambda store, name: change if (store, name) == ("store", "cats") else {})
+    main(["rollback", "cats"])
+    assert capsys.readouterr().out == "The champion of `cats` is version 1 now.\n"
+
+
+@pytest.mark.parametrize("command", ["promote", "rollback"])
+def test_a_project_without_a_registry_is_told_apart(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert "after `dvc repro`" in fails(capsys, command, "cats")

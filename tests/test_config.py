@@ -174,6 +174,11 @@ def test_a_section_that_is_no_mapping_is_refused(tmp_path: Path, content: dict[s
     assert "`ingest` is 5" in refused(tmp_path, content)
 
 
+def test_a_section_made_without_a_file_refuses_unknown_keys_too(content: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        SECTIONS["cache_latents"].model_validate(content["cache_latents"] | {"zzz": 1})
+
+
 def test_sections_cannot_be_changed() -> None:
     section = load_params(ROOT / "params.yaml")["ingest"]
     with pytest.raises(ValidationError, match="frozen"):
