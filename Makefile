@@ -39,7 +39,7 @@ demo: install  ## draws toy cats (unless data/raw has photos), trains on them, e
 	@if [ $(RUN) != . ]; then \
 		echo "$(PRESET) runs in a copy of the project, $(RUN); your params.yaml and data/ stay as they are."; \
 		mkdir -p $(RUN)/data && cd $(RUN) && rm -rf darkroom stages flows && cd - >/dev/null && \
-		cp -R darkroom stages flows dvc.yaml .dvcignore $(RUN)/ && cp $(PRESET) $(RUN)/params.yaml; \
+		cp -R darkroom stages flows dvc.yaml .dvcignore prefect.toml $(RUN)/ && cp $(PRESET) $(RUN)/params.yaml; \
 	fi
 	@cd $(RUN) && { [ -d .dvc ] || dvc init --quiet --no-scm; } && { [ -e .git ] || dvc config --quiet --local core.no_scm true; }
 	@cd $(RUN) && if [ -n "$$(ls -A data/raw 2>/dev/null)" ]; then \
