@@ -36,9 +36,7 @@ def open_registry(start: Path | None = None) -> Store:
         return open_store(root)
 
 
-def register(
-    store: Store, name: str, *, bundle: Path, report: Report, run_id: str, tags: dict[str, str], policy: Policy
-) -> dict[str, Any]:
+def register(store: Store, name: str, *, bundle: Path, report: Report, run_id: str, tags: dict[str, str], policy: Policy) -> dict[str, Any]:
     """Stores `bundle` as the newest version of the model `name`, its challenger, and lets the gate decide.
 
     Returns:

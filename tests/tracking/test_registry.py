@@ -210,9 +210,7 @@ def test_a_bundle_comes_back_whole_and_is_read_in_place(store: Store) -> None:
     assert folder.is_relative_to(store.root / "mlartifacts")
 
 
-def test_parts_that_dvc_keeps_as_links_or_on_another_disk_are_bundled_as_files(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parts_that_dvc_keeps_as_links_or_on_another_disk_are_bundled_as_files(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     make_bundle(store.root)
     weights = store.root / "data" / "vae" / "model.safetensors"
     weights.rename(store.root / "cached")

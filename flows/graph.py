@@ -1,0 +1,78 @@
+"""The task graph, read from dvc.yaml through DVC itself: the one place that uses DVC's Python API."""
+
+import contextlib
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from pydantic import Field, ValidationError
+
+from darkroom.config import Section
+
+
+class Policy(Section):
+    """How Prefect runs a stage: `meta: {prefect: {...}}` in dvc.yaml. Editing it re-runs nothing."""
+
+    retries: int = Field(default=0, ge=0)
+    retry_delay: int = Field(default=10, ge=0)  # seconds
+    timeout: int = Field(default=86400, gt=0)  # seconds; then the stage is interrupted and may be retried
+    grace: int = Field(default=120, gt=0)  # seconds that an interrupted stage has to write its checkpoint
+    tags: list[str] = Field(default_factory=list)  # of the Prefect task; concurrency limits go by them
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stage, or a tracked data source (a .dvc file), which DVC must look at before the stages that read it."""
+
+    name: str  # as DVC addresses it: train_vae, shards@train, data/raw.dvc
+    description: str
+    policy: Policy
+    needs: tuple[str, ...]  # names of the nodes that make what this one reads
+    is_source: bool
+
+
+def load(root: Path, targets: Sequence[str] = ()) -> list[Node]:
+    """The nodes that `targets` need (default: all), each after the ones that it needs itself.
+
+    A target is the name of a stage, of a .dvc file, or of a whole matrix.
+
+    Raises:
+        ValueError: no DVC project at `root`, a mistake in dvc.yaml or in a policy, an unknown target.
+    """
+    try:
+        with contextlib.chdir(root), Repo(str(root)) as repo:  # names are relative to the current folder, whatever the root
+            edges = repo.index.graph  # from consumer to producer
+            stages = {stage.addressing: stage for stage in sorted(edges, key=lambda stage: stage.addressing)}
+            needs = {name: tuple(sorted(producer.addressing for producer in edges.successors(stage))) for name, stage in stages.items()}
+    except DvcException as error:
+        raise ValueError(f"DVC cannot read the project in {root}: {' '.join(str(error).split())}") from error
+    wanted = _with_needs([name for target in targets for name in _resolve(target, stages)], needs) if targets else set(stages)
+    return [_node(name, stages[name], needs[name]) for name in TopologicalSorter(needs).static_order() if name in wanted]
+
+
+def _resolve(target: str, stages: dict[str, Any]) -> list[str]:
+    found = [name for name in stages if target in (name, name.split("@")[0])]
+    if not found:
+        near = difflib.get_close_matches(target, stages, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(stages)}."
+        raise ValueError(f"{target!r} is no stage of dvc.yaml; {hint}")
+    return found
+
+
+def _with_needs(names: Sequence[str], needs: dict[str, tuple[str, ...]]) -> set[str]:
+    return set(names).union(*(_with_needs(needs[name], needs) for name in names))
+
+
+def _node(name: str, stage: Any, needs: tuple[str, ...]) -> Node:
+    try:
+        policy = Policy.model_validate((stage.meta or {}).get("prefect", {}))
+    except ValidationError as error:
+        problems = "; ".join(f"`{'.'.join(map(str, item['loc']))}`: {item['msg']}" for item in error.errors())
+        where = f"meta.prefect of stage `{name}` in {Path(stage.path).name}"
+        raise ValueError(f"{where}: {problems}. Known: {', '.join(Policy.model_fields)}.") from error
+    return Node(name, stage.desc or "", policy, needs, bool(stage.is_data_source))
