@@ -212,13 +212,13 @@ def named_as_files(name: str) -> set[str]:
 
 
 def closure(names: set[str]) -> set[str]:
-    """These modules and all of ours that they import or start, directly or not, with the packages around them."""
+    """These modules and all of ours that they import or start, directly or not; packages that say nothing are left out."""
     found: set[str] = set()
     while names:
         found |= names
         packages = {name.rpartition(".")[0] for name in names if "." in name}
         names = (packages | set().union(*(our_modules(TREES[name]) | named_as_files(name) for name in names))) - found
-    return found - set(OURS)
+    return {name for name in found - set(OURS) if FILES[name].stat().st_size}
 
 
 STAGES = read_yaml(ROOT / "dvc.yaml")["stages"]
