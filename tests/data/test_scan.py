@@ -111,7 +111,8 @@ def test_what_cannot_be_used_is_listed_with_its_reason_and_left_alone(tmp_path):
     photo(tmp_path, "good.png")
     photo(tmp_path, "small.png", size=(30, 7))
     photo(tmp_path, "large.png", size=(1001, 1000))
-    write(tmp_path, "broken.jpg", "no picture")
+    write(tmp_path, "broken.JPG", "no picture")
+    write(tmp_path, "broken.txt", "x" * 101)
     write(tmp_path, "phone.heic", "")
     photo(tmp_path, "wordy.png")
     write(tmp_path, "wordy.txt", "x" * 101)
@@ -121,7 +122,7 @@ def test_what_cannot_be_used_is_listed_with_its_reason_and_left_alone(tmp_path):
     findings = examine(tmp_path, PARAMS)
     assert sources(findings) == ["good.png"]
     assert findings.rejected == [
-        Rejected("broken.jpg", "unreadable", "not a picture of a known format"),
+        Rejected("broken.JPG", "unreadable", "not a picture of a known format"),
         Rejected("large.png", "too_large", "Image size (1001000 pixels) is more than ingest.max_megapixels (1)"),
         Rejected("latin.png", "caption_unreadable", "latin.txt is not UTF-8 text"),
         Rejected("phone.heic", "unsupported", "HEIF pictures cannot be read; export them as JPEG"),
@@ -166,6 +167,12 @@ def test_a_photo_takes_the_place_of_its_rejected_twin(tmp_path):
     findings = examine(tmp_path, PARAMS)
     assert sources(findings) == ["b.png"]
     assert findings.duplicates == []
+
+
+def test_photos_smaller_than_the_pictures_are_told(tmp_path):
+    for name, size in (("a.png", (16, 16)), ("b.png", (15, 40)), ("c.png", (40, 15))):
+        photo(tmp_path, name, size=size)
+    assert [accepted.source for accepted in examine(tmp_path, PARAMS).upscaled(16)] == ["b.png", "c.png"]
 
 
 def test_accepted_photos_are_handed_over_with_their_pictures(tmp_path):

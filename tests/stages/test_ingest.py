@@ -57,7 +57,9 @@ def test_shards_hold_pictures_captions_and_where_they_come_from(tmp_path, raw):
     content = ingest(raw, tmp_path / "data")
     shards = {split: ImageShards(tmp_path / "data" / "shards", split) for split in ("train", "val")}
     assert content["num_images"] == {split: len(shards[split]) for split in shards}
-    assert sum(content["num_images"].values()) == 30
+    assert len(shards["train"]) + len(shards["val"]) == 30
+    assert all((int(key[:16], 16) < 0.2 * 2**64) == (split == "val") for split in shards for key in shards[split].keys)
+    assert len(content["splits"]["train"]) == 4  # 10 or less a shard, and a power of two
     captions = shards["train"].captions + shards["val"].captions
     assert sorted(set(captions)) == ["a Bengal cat", "bengal", "maine coon"]
     assert {"age": "3"} in shards["train"].attributes + shards["val"].attributes
