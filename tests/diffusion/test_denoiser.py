@@ -54,9 +54,13 @@ def test_fp32_stays_finite_and_accurate_at_the_largest_sigma(kind: str, predicti
     torch.testing.assert_close(denoised.double(), precise, rtol=1e-5, atol=1e-6 * max(sigma.item(), 10))
 
 
-def test_a_network_in_half_precision_gives_fp32_pictures() -> None:
-    denoise = make_denoiser(lambda x, t: x.bfloat16(), SCHEDULE, "epsilon")
-    assert denoise(draw(1, 1, 2, 2).float(), torch.tensor(1.0)).dtype == torch.float32
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_half_precision_prediction_loses_nothing_more_on_the_way_to_a_picture(prediction: str) -> None:
+    x, sigma = draw(1, 1, 8, 8).float(), torch.tensor(1.2345)
+    half = make_denoiser(lambda x, t: x.cos().bfloat16(), SCHEDULE, prediction)(x, sigma)
+    whole = make_denoiser(lambda x, t: x.cos().bfloat16().float(), SCHEDULE, prediction)(x, sigma)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, whole, rtol=0, atol=0)
 
 
 def test_noised_latents_and_v_targets_are_those_of_diffusers() -> None:

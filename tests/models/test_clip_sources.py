@@ -179,3 +179,22 @@ def test_another_kind_of_text_tower_is_refused(folder: Path, tmp_path: Path) -> 
     torch.save(model.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
     with pytest.raises(ValueError, match="has another text tower or tokenizer than CLIP's own"):
         ClipTowers.load(tmp_path)
+
+
+def test_a_tokenizer_that_is_not_clips_own_is_refused(folder: Path, tmp_path: Path) -> None:
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "someone/tokenizer"
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
+    (tmp_path / WEIGHTS_FILE).write_bytes((folder / WEIGHTS_FILE).read_bytes())
+    with pytest.raises(ValueError, match="has another text tower or tokenizer than CLIP's own"):
+        ClipTowers.load(tmp_path)
+
+
+def test_the_tokenizer_is_set_up_as_open_clip_would(folder: Path, tmp_path: Path) -> None:
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"clean": "whitespace"}  # keeps capitals
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
+    (tmp_path / WEIGHTS_FILE).write_bytes((folder / WEIGHTS_FILE).read_bytes())
+    tokens = ClipTowers.load(tmp_path).tokenize(["A Black Cat"])
+    assert torch.equal(tokens, open_clip.get_tokenizer(f"local-dir:{tmp_path}")(["A Black Cat"]))
+    assert not torch.equal(tokens, ClipTowers.load(folder).tokenize(["A Black Cat"]))

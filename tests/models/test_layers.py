@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from darkroom.models.layers import Attention, Downsample, PixelAttention, timestep_embedding
+from darkroom.models.layers import Attention, Downsample, GatedLinear, PixelAttention, SpatialTransformer, timestep_embedding
 
 
 @pytest.mark.parametrize("flip_sin_to_cos", [False, True])
@@ -34,6 +34,26 @@ def test_attention_is_the_softmax_average_of_the_values() -> None:
         weights = torch.softmax(query[..., head] @ key[..., head].mT / math.sqrt(4), dim=-1)
         heads.append(weights @ value[..., head])
     torch.testing.assert_close(attention(tokens, context), attention.to_out[0](torch.cat(heads, -1)))
+
+
+def test_the_gate_is_the_exact_gelu() -> None:
+    layer, x = GatedLinear(4, 6).double(), torch.randn(3, 4, dtype=torch.float64)
+    value, gate = layer.proj(x).chunk(2, dim=-1)
+    torch.testing.assert_close(layer(x), value * gate * (1 + torch.erf(gate / math.sqrt(2))) / 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("linear_projection", [False, True])
+def test_the_transformer_of_a_faint_feature_map_is_that_of_diffusers(linear_projection: bool) -> None:
+    transformers = pytest.importorskip("diffusers.models.transformers.transformer_2d")
+    torch.manual_seed(0)
+    theirs = transformers.Transformer2DModel(
+        2, 4, in_channels=8, norm_num_groups=2, cross_attention_dim=6, use_linear_projection=linear_projection
+    ).eval()
+    ours = SpatialTransformer(8, 2, 6, groups=2, linear_projection=linear_projection)
+    ours.load_state_dict(theirs.state_dict())
+    x, context = 1e-3 * torch.randn(2, 8, 3, 5), torch.randn(2, 4, 6)  # so faint that the norm's epsilon counts
+    torch.testing.assert_close(ours(x, context), theirs(x, context).sample)
 
 
 def test_pixel_attention_does_not_know_where_a_pixel_is() -> None:

@@ -139,6 +139,14 @@ def test_a_new_unet_predicts_zero_and_every_weight_learns() -> None:
     assert [name for name, parameter in unet.named_parameters() if not parameter.grad.any()] == []
 
 
+def test_new_transformers_are_the_identity_but_for_a_constant() -> None:
+    unet = UNet2DConditionModel(UNetConfig(**TINY))
+    unet.initialise(0)
+    transformer, x = unet.mid_block.attentions[0], torch.randn(2, 16, 4, 4)
+    change = transformer(x, torch.randn(2, 5, 12)) - x
+    torch.testing.assert_close(change, transformer.proj_out.bias.view(1, -1, 1, 1).expand_as(x), atol=1e-6, rtol=0)
+
+
 def test_initial_weights_depend_on_the_seed_alone() -> None:
     first, again, other = (UNet2DConditionModel(UNetConfig(**TINY)) for _ in range(3))
     first.initialise(1)

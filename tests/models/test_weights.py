@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -41,6 +42,11 @@ def test_a_saved_model_loads_with_the_same_weights_and_configuration(folder: Pat
     assert loaded.config == small_vae().config
     torch.testing.assert_close(loaded.state_dict(), small_vae().state_dict(), rtol=0, atol=0)
     assert not loaded.training
+
+
+def test_the_weights_say_that_they_are_pytorchs_as_those_of_diffusers_do(folder: Path) -> None:
+    with safe_open(folder / WEIGHTS_FILE, "pt") as file:
+        assert file.metadata() == {"format": "pt"}
 
 
 def test_saving_twice_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
