@@ -141,11 +141,11 @@ def test_pictures_are_resized_cut_and_normalised_as_open_clip_does(towers: ClipT
     towers = ClipTowers(towers.model, towers.model_cfg, towers.preprocess_cfg | pixels)
     towers.save(tmp_path)
     _, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
-    coarse = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    coarse = np.random.default_rng(0).integers(64, 192, (8, 8, 3), dtype=np.uint8)  # no value that overshoots is cut off
     picture = np.asarray(Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC))
     expected = preprocess(Image.fromarray(picture))
     actual = towers.preprocess(torch.from_numpy(picture.copy())[None])[0]
-    torch.testing.assert_close(actual, expected, atol=3 / 255 / 0.3, rtol=0)  # theirs rounds to whole values twice
+    torch.testing.assert_close(actual, expected, atol=2 / 255 / 0.3, rtol=0)  # theirs rounds to whole values twice
 
 
 def test_lost_words_are_what_truncation_drops(towers: ClipTowers) -> None:
