@@ -49,7 +49,8 @@ def coat_colour(
     coats: Mapping[str, Colour],
     others: Sequence[Colour],  # what else is painted: backgrounds, accessories, eyes; these pixels do not vote
     *,
-    min_share: float = 0.08,  # of the vote; below this the answer is None
+    max_distance: float = 60.0,  # a pixel votes only for a colour that is nearer, in units of 0..255
+    min_share: float = 0.1,  # of the vote; below this the answer is None
 ) -> list[str | None]:
     """Which coat the animal in the middle of each picture has.
 
@@ -66,7 +67,8 @@ def coat_colour(
     answers: list[str | None] = []
     for image in images:
         distance = np.square(image[:, :, None, :].astype(np.float32) - palette).sum(axis=-1)
-        votes = distance.argmin(axis=-1)[..., None] == np.arange(len(names))  # (H, W, coats)
+        nearest = distance.argmin(axis=-1)[..., None] == np.arange(len(names))
+        votes = nearest & (distance[..., : len(names)] < max_distance**2)  # (H, W, coats)
         vote, in_left, in_right = (np.average(votes.reshape(-1, len(names)), axis=0, weights=w.ravel()) for w in (middle, left, right))
         share = vote - np.minimum(in_left, in_right)
         best = int(share.argmax())

@@ -63,6 +63,17 @@ def test_a_spot_smaller_than_the_least_share_is_no_cat():
     assert coat_colour(image[None], COATS, OTHERS, min_share=0.01) == ["orange"]
 
 
+def test_a_colour_far_from_all_coats_is_no_coat():
+    red = picture(body=(230, 90, 90))
+    assert coat_colour(red[None], {"orange": COATS["orange"]}, []) == [None]
+    assert coat_colour(red[None], {"orange": COATS["orange"]}, [], max_distance=100) == ["orange"]
+
+
+def test_noise_has_no_coat():
+    noise = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), dtype=np.uint8)
+    assert coat_colour(noise, COATS, OTHERS) == [None] * 50
+
+
 def test_prompt_adherence_counts_what_is_not_recognised_as_wrong():
     assert prompt_adherence(["black", None, "white", "white"], ["black", "black", "black", "white"]) == 0.5
 

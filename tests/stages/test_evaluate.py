@@ -1,0 +1,297 @@
+"""The stage on real shards and tiny untrained models; where its numbers must be true, the sampler is replaced by one we know."""
+
+import io
+import json
+import math
+import re
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torchvision import models
+
+from darkroom.data.shards import ImageShards
+from darkroom.data.toy_cats import toy_cat
+from darkroom.diffusion.schedule import Schedule
+from darkroom.evaluation.features import Extractor
+from darkroom.evaluation.glossary import GLOSSARY
+from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from darkroom.models.clip import ClipTowers
+from darkroom.models.unet import UNet2DConditionModel, UNetConfig
+from darkroom.models.weights import save_model
+from darkroom.provenance import read_index, write_index
+from darkroom.sampling import DiffusionConfig, TextToImage
+from darkroom.tracking.tracker import NullTracker
+from stages.evaluate import choose_prompts
+from tests.tiny_run import make_project, run_stage, write_params
+
+CLIP = {"embed_dim": 16, "image_size": 16, "patch_size": 8, "vision_width": 32, "vision_layers": 1,
+        "text_width": 32, "text_layers": 1, "context_length": 24}  # fmt: skip
+NUM_CATS = 120
+
+
+def make_models(data: Path) -> None:
+    shards = read_index(data / "shards")
+    for name in ("clip", "vae", "unet"):
+        (data / name).mkdir()
+    ClipTowers.build(CLIP, seed=0).save(data / "clip")
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = AutoencoderKL(AutoencoderConfig(latent_channels=4, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, **blocks))
+    vae.initialise(0)
+    save_model(vae, data / "vae")
+    unet = UNet2DConditionModel(UNetConfig.from_levels(block_out_channels=[16], attention=[True], layers_per_block=1, channels_per_head=8,
+                                                       norm_num_groups=4, latent_channels=4, latent_size=8, context_dim=32))  # fmt: skip
+    unet.initialise(0)
+    save_model(unet, data / "unet")
+    DiffusionConfig(Schedule.make("cosine", 1000, 0.001, 0.01), "v_prediction", "ddim", 2, 1.0).save(data / "unet")
+    (data / "unet" / "curves").mkdir()
+    (data / "unet" / "curves" / "train.csv").write_text("step,loss\n0,1.0\n10,0.5\n")
+    (data / "unet" / "curves" / "val.csv").write_text("step,loss\n10,0.6\n")
+    inputs = {"shards": shards}
+    for name in ("clip", "vae", "unet"):
+        write_index(data / name, stage=f"train_{name}", params={}, inputs=inputs, content={})
+        inputs[name] = read_index(data / name)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DARKROOM_TRACKING", "off")
+        make_project(root, num_cats=NUM_CATS)
+        run_stage("ingest", root)
+    make_models(root / "data")
+    return root
+
+
+@pytest.fixture
+def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DARKROOM_TRACKING", "off")
+    return Path(shutil.copytree(made, tmp_path / "project"))
+
+
+def evaluate(root: Path, **changes: Any) -> dict[str, Any]:
+    write_params(root / "params.yaml", evaluate=changes)
+    run_stage("evaluate", root)
+    metrics: dict[str, Any] = json.loads((root / "data" / "report" / "metrics.json").read_text())
+    return metrics
+
+
+def draw(monkeypatch: pytest.MonkeyPatch, images: np.ndarray) -> list[dict[str, Any]]:
+    """Replaces the sampler by one that hands out `images`; the calls it gets are returned."""
+    calls: list[dict[str, Any]] = []
+
+    def sample(self: TextToImage, prompts: list[str], **kwargs: Any) -> np.ndarray:
+        calls.append({"prompts": prompts} | kwargs)
+        return images[: len(prompts)]
+
+    monkeypatch.setattr(TextToImage, "sample", sample)
+    return calls
+
+
+def photos(root: Path, split: str) -> ImageShards:
+    return ImageShards(root / "data" / "shards", split)
+
+
+def in_order_of_prompts(held_out: ImageShards, train: ImageShards) -> np.ndarray:
+    """The held-out photos that belong to the prompts of a sampler that draws one picture a photo."""
+    prompts = choose_prompts(held_out.captions, set(train.captions), len(held_out))
+    rows = [held_out.captions.index(prompt) for prompt in prompts]
+    assert len(set(rows)) == len(rows), "captions repeat: use another seed or fewer cats"
+    return held_out.images(rows)
+
+
+@pytest.fixture
+def pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Distances on 4 x 4 px pictures: an untrained CLIP sees hardly any difference between two pictures."""
+
+    def extract(images: np.ndarray) -> np.ndarray:
+        small = images.reshape(len(images), 4, 4, 4, 4, 3).mean(axis=(2, 4)) / 64 - 2
+        return small.reshape(len(images), 48).astype(np.float32)
+
+    monkeypatch.setattr("stages.evaluate.make_extractor", lambda *_: Extractor("pixels", extract))
+
+
+@pytest.mark.usefixtures("pixels")
+def test_a_perfect_sampler_gets_the_numbers_of_the_photos(project, monkeypatch):
+    held_out, train = photos(project, "val"), photos(project, "train")
+    draw(monkeypatch, in_order_of_prompts(held_out, train))
+    metrics = evaluate(project, num_samples=len(held_out))
+    assert metrics["frechet_distance"] < 1e-6
+    assert metrics["kid"] < 0  # every photo meets itself, which the unbiased estimate does not expect of two independent sets
+    assert (metrics["precision"], metrics["recall"], metrics["coverage"]) == (1, 1, 1)
+    assert metrics["prompt_adherence"] == metrics["prompt_adherence_photos"] == 1
+    assert metrics["clip_score"] == pytest.approx(metrics["clip_score_photos"], abs=1e-4)
+    assert metrics["copied_fraction"] == 0
+
+
+@pytest.mark.usefixtures("pixels")
+def test_other_cats_of_the_same_kind_are_near_the_floor_and_no_copies(project, monkeypatch):
+    drawn = [toy_cat(index, size=16, seed=99)[0] for index in range(60)]
+    draw(monkeypatch, np.stack([np.asarray(Image.open(io.BytesIO(png))) for png in drawn]))
+    metrics = evaluate(project, num_samples=60)
+    assert 0.2 < metrics["copied_fraction"] < 0.8
+    assert abs(metrics["kid"]) < 2 * metrics["kid_standard_error"]
+    assert 0.4 < metrics["frechet_distance"] / metrics["frechet_distance_floor"] < 2.5
+
+
+@pytest.mark.usefixtures("pixels")
+def test_a_sampler_that_repeats_training_photos_is_found_out(project, monkeypatch):
+    train = photos(project, "train")
+    draw(monkeypatch, train.images(range(len(train))))
+    metrics = evaluate(project, num_samples=30, num_grid=8)
+    assert metrics["copied_fraction"] == 1
+    pairs = np.asarray(Image.open(project / "data" / "report" / "pictures" / "nearest.png"))
+    np.testing.assert_array_equal(pairs[:16, :16], pairs[:16, 18:34])  # the sample beside its training photo
+
+
+@pytest.mark.usefixtures("pixels")
+def test_noise_is_far_away_and_shows_no_coat(project, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    draw(monkeypatch, noise)
+    metrics = evaluate(project, num_samples=40)
+    assert metrics["kid"] > 2 * metrics["kid_standard_error"]
+    assert metrics["frechet_distance"] > 5 * metrics["frechet_distance_floor"]
+    assert metrics["prompt_adherence"] <= 0.05
+    assert metrics["prompt_adherence_photos"] == 1
+
+
+def test_cats_with_the_coats_of_other_prompts_adhere_by_chance_only(project, monkeypatch):
+    held_out, train = photos(project, "val"), photos(project, "train")
+    images = in_order_of_prompts(held_out, train)
+    draw(monkeypatch, images[::-1])
+    assert evaluate(project, num_samples=len(images))["prompt_adherence"] < 0.5
+
+
+def test_the_sampler_is_asked_as_params_say(project, monkeypatch):
+    calls = draw(monkeypatch, photos(project, "train").images(range(20)))
+    sampling = {"sampler": "heun", "steps": 7, "guidance_scale": 1.5}
+    evaluate(project, num_samples=9, seed=5, batch_size=3, sampling=sampling)
+    (call,) = calls
+    assert call["seeds"] == list(range(5, 14))
+    assert {key: call[key] for key in sampling} == sampling
+    assert call["batch_size"] == 3
+    assert set(call["prompts"]) <= set(photos(project, "val").captions)
+
+
+def test_prompts_are_held_out_captions_with_those_that_training_never_saw_first():
+    held_out = ["seen", "new", "seen", "newer"]
+    assert choose_prompts(held_out, {"seen", "other"}, 2) == ["new", "newer"]
+    assert choose_prompts(held_out, {"seen", "other"}, 6) == ["new", "newer", "seen", "seen", "new", "newer"]
+
+
+def test_two_runs_give_the_same_report_and_batches_do_not_matter(project):
+    first = evaluate(project, num_samples=8)
+    page = (project / "data" / "report" / "report.html").read_bytes()
+    assert evaluate(project, num_samples=8) == first
+    assert (project / "data" / "report" / "report.html").read_bytes() == page
+    other = evaluate(project, num_samples=8, batch_size=3)
+    assert {**other, "features": 0, "eval_key": 0} == pytest.approx({**first, "features": 0, "eval_key": 0}, rel=0.02, abs=1e-3)
+
+
+def test_metrics_are_finite_named_in_the_glossary_and_shown(project):
+    metrics = evaluate(project, num_samples=8)
+    numbers = {name: value for name, value in metrics.items() if name not in ("num_samples", "features", "eval_key")}
+    assert set(numbers) == set(GLOSSARY)
+    assert all(math.isfinite(value) for value in numbers.values())
+    assert metrics["num_samples"] == 8
+    html = (project / "data" / "report" / "report.html").read_text()
+    for name, meaning in GLOSSARY.values():
+        assert f"<span>{name}</span><p>{meaning}</p>" in html.replace("&#39;", "'")
+    assert read_index(project / "data" / "report")["content"]["eval_key"] == metrics["eval_key"]
+
+
+def test_the_report_tells_what_it_was_measured_with_and_shows_pictures_and_curves(project):
+    metrics = evaluate(project, num_samples=8, num_grid=4)
+    html = (project / "data" / "report" / "report.html").read_text()
+    for fact in (metrics["features"], "ddim, 2 steps, guidance scale 2", "0 to 7", metrics["eval_key"][:12], "Loss of train_unet"):
+        assert fact in html
+    assert "Loss of train_vae" not in html  # it has no curve
+    assert len(re.findall(r"<img[^>]*>", html)) > 4 + 2 + 2
+    assert not re.search(r"https?://|<script", re.sub(r"base64,[^\"]*", "", html))
+    pictures = project / "data" / "report" / "pictures"
+    assert sorted(path.name for path in pictures.iterdir()) == ["coats.png", "nearest.png", "reconstructions.png", "samples.png"]
+    assert Image.open(pictures / "samples.png").size == (4 * 16 + 3 * 2, 16)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"num_samples": 9},
+        {"sampling": {"sampler": "euler", "steps": 2, "guidance_scale": 2.0}},
+        {"sampling": {"sampler": "ddim", "steps": 3, "guidance_scale": 2.0}},
+        {"sampling": {"sampler": "ddim", "steps": 2, "guidance_scale": 1.0}},
+    ],
+)
+def test_the_comparison_key_changes_with_everything_that_is_drawn_differently(project, monkeypatch, change):
+    draw(monkeypatch, photos(project, "train").images(range(10)))
+    base = evaluate(project, num_samples=8)["eval_key"]
+    assert evaluate(project, **{"num_samples": 8} | change)["eval_key"] != base
+
+
+def test_the_comparison_key_does_not_change_with_what_is_only_shown_or_how_it_is_batched(project, monkeypatch):
+    draw(monkeypatch, photos(project, "train").images(range(10)))
+    base = evaluate(project, num_samples=8)["eval_key"]
+    assert evaluate(project, num_samples=8, num_grid=2, batch_size=5)["eval_key"] == base
+
+
+def test_captions_that_are_no_toy_cats_give_a_report_without_adherence(tmp_path, monkeypatch, made):
+    monkeypatch.setenv("DARKROOM_TRACKING", "off")
+    root = tmp_path / "project"
+    make_project(root, num_cats=60, ingest={"size": 16, "num_workers": 1, "val_fraction": 0.25, "captions": ["text_file"]})
+    run_stage("ingest", root)
+    make_models(root / "data")
+    metrics = evaluate(root, num_samples=8)
+    assert "prompt_adherence" not in metrics
+    assert "clip_score_chance" not in metrics  # one caption for all: there is no other prompt
+    assert not (root / "data" / "report" / "pictures" / "coats.png").exists()
+
+
+def test_distances_can_be_measured_in_the_features_of_a_local_classifier(project):
+    torch.manual_seed(0)
+    weights = project / "squeezenet.safetensors"
+    save_file(models.get_model("squeezenet1_1", weights=None).state_dict(), weights)
+    features = {"kind": "torchvision", "arch": "squeezenet1_1", "weights": str(weights), "size": 32}
+    metrics = evaluate(project, num_samples=8, features=features)
+    assert metrics["features"].startswith("squeezenet1_1-")
+    assert metrics["eval_key"] != evaluate(project, num_samples=8)["eval_key"]
+
+
+def test_too_few_held_out_photos_for_the_neighbours_are_refused_and_leave_no_report(project):
+    with pytest.raises(ValueError, match=r"at least 1001 pictures on each side, but there are \d+: hold out"):
+        evaluate(project, num_samples=8, num_neighbours=1000)
+    assert not (project / "data" / "report").exists()
+
+
+class Recorder(NullTracker):
+    def __init__(self) -> None:
+        self.metrics: dict[str, float] = {}
+        self.images: dict[str, np.ndarray] = {}
+        self.artifacts: list[str] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.metrics |= metrics
+
+    def log_image(self, name: str, image: np.ndarray, step: int | None = None) -> None:
+        self.images[name] = image
+
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        assert path.is_file()
+        self.artifacts.append(path.name)
+
+
+def test_numbers_pictures_and_the_page_go_to_the_tracker(project, monkeypatch):
+    recorder = Recorder()
+    monkeypatch.setattr("darkroom.stage.stage_run", lambda *_, **__: nullcontext(recorder))
+    metrics = evaluate(project, num_samples=8)
+    assert recorder.metrics == {name: metrics[name] for name in GLOSSARY}
+    assert set(recorder.images) == {"samples", "nearest", "reconstructions", "coats"}
+    assert all(image.dtype == np.uint8 for image in recorder.images.values())
+    assert recorder.artifacts == ["report.html"]
