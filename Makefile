@@ -67,10 +67,8 @@ format: install  ## sorts imports and formats
 	ruff check --fix .
 	ruff format .
 
-ui: install  ## MLflow on http://127.0.0.1:5000 and Prefect on http://127.0.0.1:4200, until Ctrl-C
-	@echo "MLflow http://127.0.0.1:5000   Prefect http://127.0.0.1:4200   (Ctrl-C stops both)"
-	@cd $(RUN) && { python -m darkroom.tracking.server --port 5000 & mlflow=$$!; trap 'kill $$mlflow' EXIT INT TERM; \
-		prefect server start --host 127.0.0.1 --port 4200; }
+ui: install  ## MLflow's and Prefect's pages on loopback, until Ctrl-C
+	@cd $(RUN) && python -m flows.ui
 
-bench: install  ## measures speed and writes docs/benchmarks.md
+bench: install  ## measures speed as ratios; the numbers that were measured are in docs/benchmarks.md
 	python -m benchmarks
