@@ -1,8 +1,8 @@
-"""Photos and captions to square pictures in WebDataset shards, with a report of what was left out.
+"""ingest: photos and captions to square pictures in WebDataset shards, with a report of what was left out.
 
-Reads:  data/raw                     any tree of images; captions from text files, metadata tables or folder names
-Writes: data/shards/{train,val}-*.tar  pictures with their captions, and index.json with the byte offsets
-        data/doctor                  report.html, accepted.jsonl, rejected.jsonl, duplicates.jsonl, ignored.jsonl
+Reads data/raw: any tree of images, never changed; captions from text files, metadata tables or the names of folders.
+Writes data/shards: {train,val}-*.tar, with the byte offset of every member in index.json. Writes data/doctor:
+report.html and one line a photo in accepted.jsonl, rejected.jsonl, duplicates.jsonl, ignored.jsonl.
 """
 
 import logging
