@@ -29,7 +29,7 @@ class Policy(Section):
 class Node:
     """A stage, or a tracked data source (a .dvc file), which DVC must look at before the stages that read it."""
 
-    name: str  # as DVC addresses it: train_vae, shards@train, data/raw.dvc
+    name: str  # as DVC addresses it: STAGE, STAGE@ITEM of a matrix, FILE.dvc
     description: str
     policy: Policy
     needs: tuple[str, ...]  # names of the nodes that make what this one reads

@@ -39,10 +39,6 @@ class RunParams(BaseModel):
     jobs: int = Field(default=1, ge=1, le=MAX_JOBS, description="Stages at a time; more than one need room on the device")
 
 
-class StageError(Exception):
-    """A stage ended with an error; the message is the stage's own."""
-
-
 class ProgressBar:
     """The `::progress` lines of one stage as a progress artifact."""
 
@@ -65,8 +61,7 @@ class ProgressBar:
 async def reproduce(name: str, root: Path, options: list[str], grace: float) -> State:
     """`dvc repro --single-item NAME`. Its state is called Cached or Restored where DVC had nothing to run.
 
-    Raises:
-        StageError: with the stage's own last lines.
+    A stage that fails is a state with the stage's own last lines, not an exception: nobody needs the way through Prefect.
     """
     logger, bar = get_run_logger(), ProgressBar(name)
     last: deque[str] = deque(maxlen=50)
@@ -82,7 +77,7 @@ async def reproduce(name: str, root: Path, options: list[str], grace: float) -> 
                 last.append(line)
                 verdict = words.verdict(name, line) or verdict
     except CommandError as error:
-        raise StageError(words.error(last) or str(error)) from None
+        return Failed(message=words.error(last) or str(error))
     return Completed(name=verdict, message=f"{time.monotonic() - started:.1f} s")
 
 

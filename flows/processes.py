@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 import anyio
 import psutil
 
+SECONDS_BETWEEN_LOOKS = 0.05
 SECONDS_FOR_LAST_LINES = 5.0  # after a command has ended, for what it left behind to let go of its output
 
 
@@ -55,7 +57,7 @@ class Running:
                 signal_group(pid, signal.SIGINT)
             for pid, grace in graces.items():
                 while _is_alive(pid) and time.monotonic() - started < grace:
-                    time.sleep(0.1)
+                    time.sleep(SECONDS_BETWEEN_LOOKS)
         finally:
             for pid in graces:
                 kill(pid, families[pid])
@@ -70,22 +72,25 @@ async def lines(argv: Sequence[str], *, cwd: Path, grace: float, running: Runnin
         CommandError: its exit status is not 0.
     """
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
-    process = await asyncio.create_subprocess_exec(
-        *argv, cwd=cwd, env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
+    output, its_output = os.pipe()
+    reader = asyncio.StreamReader()
+    pipe, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(output, "rb", 0))
+    process = subprocess.Popen(
+        argv, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=its_output, stderr=subprocess.STDOUT, start_new_session=True
+    )  # from here on nothing waits before `try`, so that no cancellation can come between
+    os.close(its_output)
     running.add(process.pid, grace)
-    closer = asyncio.create_task(_close_output(process))
+    closer = asyncio.create_task(_close_output(process, pipe))
     try:
-        assert process.stdout is not None
-        async for line in _split(process.stdout):
+        async for line in _split(reader):
             yield line
-        if status := await process.wait():
+        if status := await _end(process):
             raise CommandError(status)
     finally:
         with anyio.CancelScope(shield=True):  # a timeout cancels again and again; the retry must not start before the end
-            await _stop(process, grace)
+            await _stop(process, reader, grace)
             closer.cancel()
+            pipe.close()
             running.remove(process.pid)
 
 
@@ -100,26 +105,33 @@ async def _split(stream: asyncio.StreamReader) -> AsyncGenerator[str, None]:
         yield rest
 
 
-async def _close_output(process: asyncio.subprocess.Process) -> None:
-    """Kills what outlives its command and would hold the pipe open for ever."""
-    await process.wait()
+async def _end(process: subprocess.Popen[bytes]) -> int:
+    """The exit status, once there is one. asyncio's own would also wait for everybody who still holds the pipe."""
+    while (status := process.poll()) is None:
+        await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+    return status
+
+
+async def _close_output(process: subprocess.Popen[bytes], pipe: asyncio.ReadTransport) -> None:
+    """Kills what outlives its command in its group, and stops listening to what left the group with the pipe in its hands."""
+    await _end(process)
     await asyncio.sleep(SECONDS_FOR_LAST_LINES)
     signal_group(process.pid, signal.SIGKILL)
+    pipe.close()
 
 
-async def _stop(process: asyncio.subprocess.Process, grace: float) -> None:
-    if process.returncode is None:
-        relatives = family(process.pid)
-        signal_group(process.pid, signal.SIGINT)
-        assert process.stdout is not None
-        with anyio.move_on_after(grace):
-            while await process.stdout.read(1 << 16):  # else it would block on a full pipe while it says goodbye
-                pass
-            await process.wait()
-        kill(process.pid, relatives)
-        await process.wait()
-    else:
+async def _stop(process: subprocess.Popen[bytes], reader: asyncio.StreamReader, grace: float) -> None:
+    if process.poll() is not None:
         signal_group(process.pid, signal.SIGKILL)
+        return
+    relatives = family(process.pid)
+    signal_group(process.pid, signal.SIGINT)
+    with anyio.move_on_after(grace):
+        while await reader.read(1 << 16):  # else it would block on a full pipe while it says goodbye
+            pass
+        await _end(process)
+    kill(process.pid, relatives)
+    await _end(process)
 
 
 def family(pid: int) -> list[psutil.Process]:

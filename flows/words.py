@@ -19,7 +19,7 @@ def verdict(name: str, line: str) -> str | None:
 
 
 def progress(line: str) -> dict[str, Any] | None:
-    """The fields of a line `::progress {"desc": "train_unet", "step": 120, "total": 600}`; None for any other line."""
+    """The fields of a line `::progress {"step": 120, "total": 600}`; None for any other line."""
     if not line.startswith(PROGRESS):
         return None
     try:
