@@ -18,6 +18,7 @@ from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel
 from darkroom.models.weights import load_model
+from darkroom.pixels import to_uint8
 from darkroom.progress import progress
 from darkroom.provenance import INDEX, check_lineage, read_index, write_json
 
@@ -172,5 +173,4 @@ class TextToImage:
         x = (draw() if noise is None else noise.to(self.device)) * sigmas[0]
         for step in SAMPLERS[sampler](denoise, x, sigmas, noise_at=lambda _: draw()):
             x = step.x
-        images = self.vae.decode(self.vae.denormalise(x.float()))
-        return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        return to_uint8(self.vae.decode(self.vae.denormalise(x.float())))

@@ -18,9 +18,9 @@ from darkroom.device import best_device, use_bf16
 from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.clip import ClipTowers
 from darkroom.models.weights import load_model
+from darkroom.pixels import to_float
 from darkroom.progress import progress
 from darkroom.stage import Stage, main
-from darkroom.training.batches import to_float
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from darkroom.evaluation.grid import picture_grid
 from darkroom.evaluation.reconstruction import psnr, ssim
 from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from darkroom.models.weights import load_model, save_model
+from darkroom.pixels import map_pictures
 from darkroom.provenance import write_json
 from darkroom.stage import Stage, main
-from darkroom.training.batches import to_float, to_uint8
 from darkroom.training.latent_scale import measure_latents
 from darkroom.training.loop import train
 from darkroom.training.vae_task import VaeTask
@@ -81,12 +81,10 @@ def load_or_build(params: TrainVaeParams, *, size: int) -> AutoencoderKL:
     return vae
 
 
-@torch.no_grad()
 def reconstruct(vae: AutoencoderKL, photos: ImageShards, num: int, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
     """The first `num` photos and what their posterior means decode to, both uint8 (num, H, W, 3)."""
     originals = photos.images(range(num))
-    decoded = [to_uint8(vae.decode(vae.encode(to_float(originals[start : start + 64]).to(device))[0])) for start in range(0, num, 64)]
-    return originals, np.concatenate(decoded)
+    return originals, map_pictures(vae.reconstruct, originals, batch_size=64, device=device)
 
 
 def reconstruction_grid(vae: AutoencoderKL, photos: ImageShards, num: int, device: torch.device) -> np.ndarray:

@@ -114,6 +114,10 @@ class AutoencoderKL(StoredModel):
             raw = self.post_quant_conv(raw)
         return self.decoder(raw)
 
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W) in [-1, 1] -> what the means of their posteriors decode to"""
+        return self.decode(self.encode(images)[0])
+
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One pass for training, all of it inside what DistributedDataParallel wraps.
 

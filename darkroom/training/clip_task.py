@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from darkroom.data.shards import ImageShards
 from darkroom.models.clip import ClipTowers
-from darkroom.training.batches import VAL_SAMPLES, Batch, chunks, mirrored, to_float
+from darkroom.pixels import to_float
+from darkroom.training.batches import VAL_SAMPLES, Batch, chunks, mirrored
 from darkroom.training.draws import shuffled, uniform
 from darkroom.training.losses import contrastive_loss, gather_with_gradient
 

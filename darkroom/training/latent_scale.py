@@ -4,7 +4,7 @@ import torch
 
 from darkroom.data.shards import ImageShards
 from darkroom.models.autoencoder import AutoencoderKL
-from darkroom.training.batches import to_float
+from darkroom.pixels import to_float
 
 MEASURED_PICTURES = 4096  # at most; the error of a standard deviation over so many latents is far below a percent
 

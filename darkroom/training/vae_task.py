@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from darkroom.config import TrainVaeParams
 from darkroom.data.shards import ImageShards
 from darkroom.models.autoencoder import AutoencoderKL
-from darkroom.training.batches import VAL_SAMPLES, Batch, chunks, mirrored, to_float
+from darkroom.pixels import to_float
+from darkroom.training.batches import VAL_SAMPLES, Batch, chunks, mirrored
 from darkroom.training.draws import normal, shuffled, uniform
 from darkroom.training.losses import kl_divergence, negative_log_likelihood
 
@@ -53,8 +54,7 @@ class VaeTask:
             images = to_float(self.val.images(chunk)).to(device)
             noise = normal(self.latent_shape, seed=self.params.seed, stream="validation", positions=chunk).to(device)
             loss, logs = self.loss(self.net, {"images": images, "noise": noise})
-            mean, _ = self.net.encode(images)
-            error = (self.net.decode(mean).float().clamp(-1, 1) - images).square().flatten(1).mean(1)
+            error = (self.net.reconstruct(images).float().clamp(-1, 1) - images).square().flatten(1).mean(1)
             psnr = 10 * torch.log10(4 / error.clamp_min(1e-10))  # the range of [-1, 1] is 2, its square 4
             for key, value in {"loss": loss, **logs, "psnr": psnr.mean()}.items():
                 totals[key] += float(value) * len(chunk) / num

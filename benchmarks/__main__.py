@@ -1,0 +1,20 @@
+"""Prints every ratio as a row of a Markdown table, with the load of the machine."""
+
+import os
+
+import torch
+
+from benchmarks import latent_reader, training_step
+
+
+def main() -> None:
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}\n")
+    print("| what | first | second | ms | ms | second is faster by |")
+    print("|---|---|---|---:|---:|---:|")
+    for module in (training_step, latent_reader):
+        for row in module.ratios():
+            print(f"| {row.what} | {row.slow} | {row.fast} | {row.slow_ms:.0f} | {row.fast_ms:.0f} | {row.ratio:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
