@@ -112,7 +112,8 @@ def write_index(
         "fingerprint": hash_json(files),
         "content": content,
     }
-    write_json(folder / INDEX, index)
+    lines = [f"{canonical_json(key)}: {canonical_json(value)}" for key, value in index.items()]  # tables of offsets are long
+    (folder / INDEX).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Stage(Generic[P]):
     scratch: Path  # survives a kill, is not an output: checkpoints
     tracker: Tracker
     is_main: bool  # the one process that writes
-    content: dict[str, Any] = field(default_factory=dict)  # the stage's own part of index.json
+    content: dict[str, dict[str, Any]] = field(default_factory=dict)  # name of an output -> the stage's own part of its index.json
 
 
 def main(
@@ -110,9 +110,9 @@ def execute(
         )
         run(stage)
         if is_main:
-            for path in outs.values():
+            for item, path in outs.items():
                 if path.is_dir():
-                    write_index(path, stage=name, params=params.model_dump(), inputs=indexes, content=stage.content)
+                    write_index(path, stage=name, params=params.model_dump(), inputs=indexes, content=stage.content.get(item, {}))
             write_json(record, tracker.record)
     if is_main:
         shutil.rmtree(scratch, ignore_errors=True)  # the outputs are in place: a forced repetition starts anew

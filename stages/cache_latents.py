@@ -43,7 +43,7 @@ def run(stage: Stage[CacheLatentsParams]) -> None:
             out, encode_captions(towers, captions, params.batch_size, device), samples_per_shard=params.samples_per_shard
         )
     side = photos["train"].size // vae.config.stride
-    stage.content |= {
+    stage.content["latents"] = {
         "splits": splits,
         "latent_shape": [vae.config.latent_channels, side, side],
         "context_shape": [towers.context_length, towers.context_dim],

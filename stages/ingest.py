@@ -36,7 +36,7 @@ def run(stage: Stage[IngestParams]) -> None:
         }
         pictures = {photo.sha256: spool.member(photo.sha256, member) for photo in shown(findings)}
     write_findings(stage.outs["doctor"], findings, params, splits=splits, pictures=pictures)
-    stage.content |= describe(findings, params, tables)
+    stage.content["shards"] = describe(findings, params, tables)
     _track(stage, findings, stage.outs["doctor"])
 
 
@@ -69,7 +69,7 @@ def describe(findings: Findings, params: IngestParams, tables: dict[str, list[di
 
 
 def _track(stage: Stage[IngestParams], findings: Findings, doctor: Path) -> None:
-    numbers = {f"num_{split}": number for split, number in stage.content["num_images"].items()}
+    numbers = {f"num_{split}": number for split, number in stage.content["shards"]["num_images"].items()}
     numbers |= {"num_rejected": len(findings.rejected), "num_duplicates": len(findings.duplicates)}
     stage.tracker.log_metrics({name: float(number) for name, number in numbers.items()}, step=0)
     stage.tracker.log_artifact(doctor / "report.html")

@@ -28,7 +28,7 @@ def run(stage: Stage[TrainClipParams]) -> None:
         towers.save(stage.outs["clip"])
         curves.write(stage.outs["clip"])
         write_json(stage.outs["clip"] / "metrics.json", curves.last_validation())
-        stage.content |= {"mode": params.mode, "context_length": towers.context_length, "context_dim": towers.context_dim}
+        stage.content["clip"] = {"mode": params.mode, "context_length": towers.context_length, "context_dim": towers.context_dim}
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def run(stage: Stage[TrainVaeParams]) -> None:
     write_json(out / "metrics.json", metrics | {"scaling_factor": vae.config.scaling_factor, "shift_factor": vae.config.shift_factor})
     Image.fromarray(reconstruction_grid(vae, held_out, params.num_pictures, device)).save(out / "reconstructions.png")
     stage.tracker.log_metrics({f"held_out/{key}": value for key, value in metrics.items()}, params.steps)
-    stage.content |= {"metrics": metrics}
+    stage.content["vae"] = {"metrics": metrics}
 
 
 def load_or_build(params: TrainVaeParams, *, size: int) -> AutoencoderKL:

@@ -27,7 +27,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def write_outputs(stage: Stage) -> None:
     (stage.outs["shards"] / "train.tar").write_bytes(b"photos")
     stage.outs["note.json"].write_text("{}")
-    stage.content["num_images"] = 1
+    stage.content["shards"] = {"num_images": 1}
 
 
 def leftovers(tmp_path: Path) -> list[str]:

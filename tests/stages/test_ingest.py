@@ -33,8 +33,8 @@ def ingest(raw: Path, data: Path, params: IngestParams = PARAMS) -> dict:
         is_main=True,
     )
     run(stage)
-    for folder in outs.values():
-        write_index(folder, stage="ingest", params=params.model_dump(), inputs={}, content=stage.content)
+    for name, folder in outs.items():
+        write_index(folder, stage="ingest", params=params.model_dump(), inputs={}, content=stage.content.get(name, {}))
     return read_index(outs["shards"])["content"]
 
 
