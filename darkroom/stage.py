@@ -52,7 +52,7 @@ def main(
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameters of all stages (default: %(default)s)")
     parser.add_argument("--data", type=Path, default=Path("data"), help="where inputs and outputs lie (default: %(default)s)")
     arguments = parser.parse_args()
-    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(format=f"%(asctime)s {name} %(levelname)s: %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("darkroom").setLevel(logging.INFO)
     logging.getLogger("__main__").setLevel(logging.INFO)
     try:
