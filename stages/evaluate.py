@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from darkroom.config import EvaluateParams, FeatureParams
@@ -25,7 +24,7 @@ from darkroom.evaluation.glossary import explain
 from darkroom.evaluation.memorization import Memorization, memorization
 from darkroom.evaluation.reconstruction import psnr, ssim
 from darkroom.evaluation.report import Gallery, write_report
-from darkroom.progress import progress
+from darkroom.pixels import map_pictures
 from darkroom.provenance import hash_json, write_json
 from darkroom.sampling import TextToImage
 from darkroom.stage import Stage, main
@@ -37,6 +36,7 @@ SPLITS = {"training": "train", "held-out photos": "val"}  # name of a curve -> i
 
 @dataclass(frozen=True)
 class Drawn:
+    sources: np.ndarray  # (N,): rows of the held-out photos whose captions the prompts are
     prompts: list[str]
     images: np.ndarray  # uint8 (N, H, W, 3)
 
@@ -57,18 +57,20 @@ def run(stage: Stage[EvaluateParams]) -> None:
     params, out = stage.params, stage.outs["report"]
     train, held_out = (ImageShards(stage.inputs["shards"], split) for split in ("train", "val"))
     artist = TextToImage.load(stage.inputs["unet"].parent)
-    prompts = choose_prompts(held_out.captions, set(train.captions), params.num_samples)
+    sources = choose_sources(held_out.captions, set(train.captions), params.num_samples)
+    prompts = [held_out.captions[row] for row in sources]
     seeds = [params.seed + index for index in range(params.num_samples)]
     sampling = params.sampling.model_dump()
-    drawn = Drawn(prompts, artist.sample(prompts, seeds=seeds, **sampling, batch_size=params.batch_size, show_progress=True))
+    images = artist.sample(prompts, seeds=seeds, **sampling, batch_size=params.batch_size, show_progress=True)
+    drawn = Drawn(np.array(sources), prompts, images)
 
     extractor = make_extractor(params.features, artist, stage.indexes["clip"]["fingerprint"])
     features = extract(extractor, drawn, held_out, train, params.batch_size)
-    copies = memorization(features.samples, features.train, features.held_out)
+    copies = memorization(features.samples, features.train, features.held_out, drawn.sources)
     originals = held_out.images(range(min(len(held_out), MAX_RECONSTRUCTIONS)))
-    decoded = reconstruct(artist, originals, params.batch_size)
+    decoded = map_pictures(artist.vae.reconstruct, originals, batch_size=params.batch_size, device=artist.device)
     measured = {
-        **distances(features, params.num_neighbours),
+        **distances(features, drawn.sources, params.num_neighbours),
         **alignment(artist, drawn, held_out, params.batch_size),
         **adherence(drawn, originals, held_out.captions[: len(originals)]),
         "copied_fraction": copies.copied_fraction,
@@ -92,16 +94,16 @@ def run(stage: Stage[EvaluateParams]) -> None:
         galleries=list(galleries.values()),
         charts=charts({name: stage.inputs[name] for name in ("clip", "vae", "unet")}),
     )
-    stage.content |= {"eval_key": eval_key, "features": extractor.name}
+    stage.content["report"] = {"eval_key": eval_key, "features": extractor.name}
     stage.tracker.log_metrics(numbers, step=0)
     for name in galleries:
         stage.tracker.log_image(name, np.asarray(Image.open(out / "pictures" / f"{name}.png")))
     stage.tracker.log_artifact(out / "report.html")
 
 
-def choose_prompts(held_out: Sequence[str], train: set[str], num: int) -> list[str]:
-    """Captions of held-out photos, first those that training never saw; from the start again when they are too few."""
-    ordered = sorted(held_out, key=lambda caption: caption in train)
+def choose_sources(held_out: Sequence[str], train: set[str], num: int) -> list[int]:
+    """Rows of held-out captions, first those that training never saw; from the start again when they are too few."""
+    ordered = sorted(range(len(held_out)), key=lambda row: held_out[row] in train)
     return [ordered[index % len(ordered)] for index in range(num)]
 
 
@@ -131,14 +133,17 @@ def extract(extractor: Extractor, drawn: Drawn, held_out: ImageShards, train: Im
     )
 
 
-def distances(features: Features, num_neighbours: int) -> dict[str, float]:
-    """To the held-out photos; the floor is the Fréchet distance of two disjoint sets of training photos, as many as there are."""
-    kid, error = kernel_distance(features.samples, features.held_out)
-    num = min(len(features.samples), len(features.train) // 2)
-    floor = frechet_distance(features.train[:num], features.train[num : num + len(features.held_out)])
-    manifolds = precision_recall(features.held_out, features.samples, num_neighbours)
+def distances(features: Features, sources: np.ndarray, num_neighbours: int) -> dict[str, float]:
+    """Distances to the held-out photos, never between a sample and the photo whose caption it was drawn from."""
+    photos = np.arange(len(features.held_out))
+    kid, error = kernel_distance(features.samples, features.held_out, sources, photos)
+    manifolds = precision_recall(features.held_out, features.samples, num_neighbours, photos, sources)
+    # a covariance cannot leave pairs out: samples from the captions of one half are compared with the photos of the other
+    crossed = [(features.samples[sources % 2 == half], features.held_out[photos % 2 != half]) for half in (0, 1)]
+    num_a, num_b = (min(len(part), len(features.train) // 2) for part in crossed[0])
+    floor = frechet_distance(features.train[:num_a], features.train[num_a : num_a + num_b])
     return {
-        "frechet_distance": frechet_distance(features.samples, features.held_out),
+        "frechet_distance": sum(frechet_distance(*pair) for pair in crossed) / 2,
         "frechet_distance_floor": floor,
         "kid": kid,
         "kid_standard_error": error,
@@ -185,17 +190,6 @@ def asked_coats(captions: Sequence[str]) -> list[str] | None:
     """The coat that each caption names; None if one is not a toy cat's."""
     parsed = [parse_caption(caption) for caption in captions]
     return [found["coat"] for found in parsed if found] if all(parsed) else None
-
-
-def reconstruct(artist: TextToImage, originals: np.ndarray, batch_size: int) -> np.ndarray:
-    """uint8 (N, H, W, 3): what the posterior means of these photos decode to."""
-    parts = []
-    for start in progress(range(0, len(originals), batch_size), desc="reconstruct", unit="batch"):
-        images = torch.from_numpy(originals[start : start + batch_size]).to(artist.device).permute(0, 3, 1, 2) / 127.5 - 1
-        with torch.no_grad():
-            decoded = artist.vae.decode(artist.vae.encode(images)[0])
-        parts.append(((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
-    return np.concatenate(parts)
 
 
 # ---- the report

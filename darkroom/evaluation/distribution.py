@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from darkroom.evaluation.neighbours import BLOCK, Features, distance_blocks, radius
+from darkroom.evaluation.neighbours import BLOCK, Features, Groups, distance_blocks, radius
 
 
 def frechet_distance(a: Features, b: Features) -> float:
@@ -34,44 +34,59 @@ def frechet_distance(a: Features, b: Features) -> float:
 
 def _centre(x: Features) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean (D,), and rows C with Cᵀ C = unbiased covariance."""
-    _check(x, at_least=2)
+    _check(x, len(x), at_least=2)
     wide = x.astype(np.float64)
     mean = wide.mean(axis=0)
     return mean, (wide - mean) / np.sqrt(len(x) - 1)
 
 
-def kernel_distance(a: Features, b: Features) -> tuple[float, float]:
-    """KID (Bińkowski et al. 2018): the unbiased squared MMD with kernel (x·y / D + 1)³ over all pairs, and its standard error.
+def kernel_distance(a: Features, b: Features, a_groups: Groups | None = None, b_groups: Groups | None = None) -> tuple[float, float]:
+    """KID (Bińkowski et al. 2018): the squared MMD with kernel (x·y / D + 1)³, and its standard error.
 
-    The error is the jackknife's over single pictures of both sets. Where the two distributions are equal it is too
-    large by about √2 (the statistic is degenerate there), so that two standard errors cover at least 95 %.
+    The estimate is unbiased: it takes all pairs of independent pictures. A sample is not independent of the photo whose
+    caption it was drawn from, nor of another sample from it: pictures of one group (a number each; without groups
+    everybody is one) are not paired. The error is the jackknife's over groups. Where the two distributions are equal it is
+    too large by about √2 (the statistic is degenerate there), so that two standard errors cover at least 95 %.
 
     Raises:
-        ValueError: fewer than three rows, or a feature that is not finite.
+        ValueError: fewer than three groups, or a feature that is not finite.
     """
-    _check(a, at_least=3)
-    _check(b, at_least=3)
-    m, n = len(a), len(b)
-    within_a, _ = _kernel_sums(a, a, skip_self=True)  # (m,)
-    within_b, _ = _kernel_sums(b, b, skip_self=True)  # (n,)
-    across_a, across_b = _kernel_sums(a, b)  # (m,), (n,)
-    mean_a, mean_b, mean_ab = within_a.sum() / (m * (m - 1)), within_b.sum() / (n * (n - 1)), across_a.sum() / (m * n)
-    without_a = (within_a.sum() - 2 * within_a) / ((m - 1) * (m - 2)) + mean_b - 2 * (across_a.sum() - across_a) / ((m - 1) * n)
-    without_b = mean_a + (within_b.sum() - 2 * within_b) / ((n - 1) * (n - 2)) - 2 * (across_b.sum() - across_b) / (m * (n - 1))
-    variance = (m - 1) * without_a.var() + (n - 1) * without_b.var()
-    return float(mean_a + mean_b - 2 * mean_ab), float(np.sqrt(variance))
+    a_groups = np.arange(len(a)) if a_groups is None else a_groups
+    b_groups = np.arange(len(a), len(a) + len(b)) if b_groups is None else b_groups
+    _check(a, np.unique(a_groups).size, at_least=3)
+    _check(b, np.unique(b_groups).size, at_least=3)
+    _, group = np.unique(np.concatenate([a_groups, b_groups]), return_inverse=True)
+    of_a, of_b = group[: len(a)], group[len(a) :]
+    num_groups = int(group.max()) + 1
+    within_a, within_b, across = (
+        _mean_kernels(x, y, of_x, of_y, num_groups) for x, y, of_x, of_y in ((a, a, of_a, of_a), (b, b, of_b, of_b), (a, b, of_a, of_b))
+    )
+    estimates = within_a + within_b - 2 * across
+    return float(estimates[0]), float(np.sqrt((num_groups - 1) * estimates[1:].var()))
 
 
-def _kernel_sums(x: Features, y: Features, *, skip_self: bool = False) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Row sums (len(x),) and column sums (len(y),) of the kernel matrix."""
+def _mean_kernels(x: Features, y: Features, of_x: Groups, of_y: Groups, num_groups: int) -> NDArray[np.float64]:
+    """Mean of the kernel over all pairs of different groups, and then the same without each of the groups: (1 + G,)."""
+    of_rows, of_columns = _pair_sums(x, y, of_x, of_y)
+    total = of_rows.sum(axis=1, keepdims=True)  # (2, 1)
+    of_groups = np.zeros((2, num_groups))
+    np.add.at(of_groups.T, of_x, of_rows.T)
+    np.add.at(of_groups.T, of_y, of_columns.T)
+    kernel, pairs = np.concatenate([total, total - of_groups], axis=1)
+    return kernel / pairs
+
+
+def _pair_sums(x: Features, y: Features, of_x: Groups, of_y: Groups) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Kernel sums and numbers of pairs with other groups, of each row of `x` (2, len(x)) and each row of `y` (2, len(y))."""
     x, y = x.astype(np.float64), y.astype(np.float64)
-    rows, columns = np.empty(len(x)), np.zeros(len(y))
+    rows, columns = np.empty((2, len(x))), np.zeros((2, len(y)))
     for start in range(0, len(x), BLOCK):
-        kernel = (x[start : start + BLOCK] @ y.T / x.shape[1] + 1) ** 3
-        if skip_self:
-            np.fill_diagonal(kernel[:, start:], 0)
-        rows[start : start + BLOCK] = kernel.sum(axis=1)
-        columns += kernel.sum(axis=0)
+        part = slice(start, start + BLOCK)
+        paired = of_x[part, None] != of_y
+        kernel = np.where(paired, (x[part] @ y.T / x.shape[1] + 1) ** 3, 0)
+        for index, values in enumerate((kernel, paired)):
+            rows[index, part] = values.sum(axis=1)
+            columns[index] += values.sum(axis=0)
     return rows, columns
 
 
@@ -85,18 +100,20 @@ class Manifolds:
     coverage: float  # share of photos with a sample in their ball
 
 
-def precision_recall(real: Features, fake: Features, k: int) -> Manifolds:
-    """Precision, recall, density and coverage with `k` neighbours.
+def precision_recall(
+    real: Features, fake: Features, k: int, real_groups: Groups | None = None, fake_groups: Groups | None = None
+) -> Manifolds:
+    """Precision, recall, density and coverage with `k` neighbours; pictures of one group are no neighbours.
 
     Raises:
-        ValueError: `k` or fewer rows in a set, or a feature that is not finite.
+        ValueError: `k` or fewer groups in a set, or a feature that is not finite.
     """
-    _check(real, at_least=k + 1)
-    _check(fake, at_least=k + 1)
-    radius_real, radius_fake = radius(real, k), radius(fake, k)
+    _check(real, len(real) if real_groups is None else np.unique(real_groups).size, at_least=k + 1)
+    _check(fake, len(fake) if fake_groups is None else np.unique(fake_groups).size, at_least=k + 1)
+    radius_real, radius_fake = radius(real, k, real_groups), radius(fake, k, fake_groups)
     balls_of_fake = np.zeros(len(fake), dtype=np.int64)  # real balls around each fake
     recalled, covered = (np.zeros(len(real), dtype=bool) for _ in range(2))
-    for rows, distances in distance_blocks(real, fake):
+    for rows, distances in distance_blocks(real, fake, real_groups, fake_groups):
         in_real_ball = distances <= radius_real[rows, None]
         balls_of_fake += in_real_ball.sum(axis=0)
         covered[rows] = in_real_ball.any(axis=1)
@@ -109,10 +126,10 @@ def precision_recall(real: Features, fake: Features, k: int) -> Manifolds:
     )
 
 
-def _check(features: Features, *, at_least: int) -> None:
-    if len(features) < at_least:
+def _check(features: Features, num: int, *, at_least: int) -> None:
+    if num < at_least:
         raise ValueError(
-            f"This distance needs at least {at_least} pictures on each side, but there are {len(features)}: "
+            f"This distance needs at least {at_least} independent pictures on each side, but there are {num}: "
             "hold out (ingest.val_fraction) or draw (evaluate.num_samples) more."
         )
     if not np.isfinite(features).all():

@@ -14,9 +14,9 @@ GLOSSARY: dict[str, tuple[str, str]] = {  # key in metrics.json -> name, meaning
     "kid_standard_error": (
         "Standard error of KID", "Two KIDs less than two or three of these apart do not differ; it shrinks with more samples and photos."),
     "frechet_distance": (
-        "Fréchet distance", "FID's formula in the features named below; few pictures make it larger, so compare it with its floor."),
+        "Fréchet distance", "FID's formula in the features named below; few pictures make it larger, so compare it only with its floor."),
     "frechet_distance_floor": (
-        "Floor of the Fréchet distance", "The same distance between two sets of training photos: what a perfect model would reach."),
+        "Floor of the Fréchet distance", "The same between two sets of training photos of these sizes: what a perfect model reaches."),
     "precision": (
         "Precision", "Share of samples that lie among the held-out photos: are they plausible?"),
     "recall": (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from darkroom.evaluation.neighbours import Features, nearest
+from darkroom.evaluation.neighbours import Features, Groups, nearest
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,14 @@ class Memorization:
         return np.argsort(self.ratio, kind="stable")[:count]
 
 
-def memorization(samples: Features, train: Features, held_out: Features) -> Memorization:
+def memorization(samples: Features, train: Features, held_out: Features, sources: Groups | None = None) -> Memorization:
     """Compares samples with the photos that training saw and with those that it did not.
 
     There are more training photos than held-out ones, so a fresh picture is nearer to a training photo too. Held-out
     photos show by how much: the ratio of each is taken with itself left out, and `copied_fraction` is the share of
     samples whose ratio is below the median of theirs. The ratio also cancels what a blurred sample, which is near to
-    everything, would bring.
+    everything, would bring. `sources` are the rows of `held_out` whose captions the samples were drawn from: a sample is
+    near to its own for no merit, so that one is left out too.
 
     Raises:
         ValueError: no training photo, or fewer than two held-out ones.
@@ -36,8 +37,9 @@ def memorization(samples: Features, train: Features, held_out: Features) -> Memo
             "Add photos or hold out more (ingest.val_fraction)."
         )
     index, to_train = nearest(samples, train)
-    ratio = _ratio(to_train, nearest(samples, held_out)[1])
-    fresh = _ratio(nearest(held_out, train)[1], nearest(held_out, held_out, skip_self=True)[1])
+    rows = np.arange(len(held_out))
+    ratio = _ratio(to_train, nearest(samples, held_out, sources, rows)[1])
+    fresh = _ratio(nearest(held_out, train)[1], nearest(held_out, held_out, rows, rows)[1])
     return Memorization(copied_fraction=float((ratio < np.median(fresh)).mean()), nearest_photo=index, ratio=ratio)
 
 

@@ -59,31 +59,37 @@ def test_frechet_distance_computes_float32_features_in_float64():
     np.testing.assert_allclose(frechet_distance(a, b), frechet_by_sqrtm(a.astype(np.float64), b.astype(np.float64)), rtol=1e-6)
 
 
-def kernel_mmd(a, b):
-    """Unbiased squared MMD, all in one piece."""
+def kernel_mmd(a, b, of_a, of_b):
+    """Squared MMD over all pairs of different groups, all in one piece."""
 
-    def kernel(x, y):
-        return (x @ y.T / x.shape[1] + 1) ** 3
+    def mean(x, y, of_x, of_y):
+        return ((x @ y.T / x.shape[1] + 1) ** 3)[of_x[:, None] != of_y].mean()
 
-    def within(x):
-        k = kernel(x, x)
-        return (k.sum() - np.trace(k)) / (len(x) * (len(x) - 1))
+    return mean(a, a, of_a, of_a) + mean(b, b, of_b, of_b) - 2 * mean(a, b, of_a, of_b)
 
-    return within(a) + within(b) - 2 * kernel(a, b).mean()
+
+def all_different(a, b):
+    return np.arange(len(a)), np.arange(len(a), len(a) + len(b))
 
 
 @pytest.mark.parametrize(("rows_a", "rows_b"), [(12, 9), (BLOCK + 3, 7), (5, BLOCK + 70)])
 def test_kid_is_the_unbiased_mmd_over_all_pairs(rows_a, rows_b):
     a, b = normal(rows_a, 6), normal(rows_b, 6, seed=1, mean=0.4)
-    np.testing.assert_allclose(kernel_distance(a, b)[0], kernel_mmd(a, b), rtol=1e-9)
+    np.testing.assert_allclose(kernel_distance(a, b)[0], kernel_mmd(a, b, *all_different(a, b)), rtol=1e-9)
+    of_a, of_b = np.arange(rows_a) % 5 * 10, np.arange(rows_b) % 4 * 10  # they share some groups
+    np.testing.assert_allclose(kernel_distance(a, b, of_a, of_b)[0], kernel_mmd(a, b, of_a, of_b), rtol=1e-9)
 
 
-def test_the_error_of_kid_is_the_jackknife_by_leaving_each_picture_out():
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_error_of_kid_is_the_jackknife_by_leaving_each_group_out(grouped):
     a, b = normal(12, 6), normal(9, 6, seed=1, mean=0.4)
-    without_a = np.array([kernel_mmd(np.delete(a, i, 0), b) for i in range(12)])
-    without_b = np.array([kernel_mmd(a, np.delete(b, i, 0)) for i in range(9)])
-    variance = 11 / 12 * np.square(without_a - without_a.mean()).sum() + 8 / 9 * np.square(without_b - without_b.mean()).sum()
-    np.testing.assert_allclose(kernel_distance(a, b)[1], np.sqrt(variance), rtol=1e-9)
+    of_a, of_b = (np.arange(12) % 7, np.arange(9) + 4) if grouped else all_different(a, b)
+    groups = np.unique([*of_a, *of_b])
+    without = [kernel_mmd(a[of_a != g], b[of_b != g], of_a[of_a != g], of_b[of_b != g]) for g in groups]
+    expected = np.sqrt((len(groups) - 1) * np.var(without))
+    np.testing.assert_allclose(kernel_distance(a, b, of_a, of_b)[1], expected, rtol=1e-9)
+    if not grouped:
+        np.testing.assert_allclose(kernel_distance(a, b)[1], expected, rtol=1e-9)
 
 
 def true_kid(dim, shift):
@@ -104,6 +110,21 @@ def test_two_standard_errors_around_kid_hold_the_truth_in_95_percent_of_repetiti
     assert 0.85 < errors.mean() / estimates.std() < 1.7  # and it is not simply huge; the square root of 2 where shift is 0
 
 
+def test_samples_drawn_from_the_captions_of_the_photos_leave_kid_unbiased_with_groups_and_only_with_them():
+    found, naive = [], []
+    for seed in range(200):
+        captions = normal(40, 8, 3 * seed, scale=0.8)  # what a photo and the samples of its caption have in common
+        sources = np.arange(80) % 40
+        photos = captions + normal(40, 8, 3 * seed + 1, scale=0.6)
+        samples = captions[sources] + normal(80, 8, 3 * seed + 2, scale=0.6)
+        found.append(kernel_distance(samples, photos, sources, np.arange(40)))
+        naive.append(kernel_distance(samples, photos)[0])
+    estimates, errors = np.array(found).T
+    assert abs(estimates.mean()) < 4 * estimates.std() / np.sqrt(200)
+    assert np.mean(np.abs(estimates) <= 2 * errors) >= 0.93
+    assert np.mean(naive) < -3 * np.std(estimates)  # better than perfect, which cannot be
+
+
 def manifolds_by_loops(real, fake, k):
     def radius(x):
         return [sorted(np.linalg.norm(x - row, axis=1))[k] for row in x]  # index 0 is the row itself
@@ -118,6 +139,18 @@ def test_precision_recall_density_and_coverage_are_their_definitions(k):
     real, fake = normal(30, 3), normal(25, 3, seed=1, mean=0.5, scale=1.3)
     found = precision_recall(real, fake, k)
     np.testing.assert_allclose((found.precision, found.recall, found.density, found.coverage), manifolds_by_loops(real, fake, k))
+
+
+def test_pictures_of_one_group_are_left_out_of_the_manifolds():
+    real, fake = normal(30, 3), normal(30, 3, seed=1)
+    fake[:10] = real[:10] + 1e-3  # each sits beside the photo of its group
+    groups = np.arange(30)
+    found = precision_recall(real, fake, 3, groups, groups)
+    assert found.precision < precision_recall(real, fake, 3).precision
+    by_hand = [np.sort(np.delete(np.linalg.norm(real - row, axis=1), i))[2] for i, row in enumerate(real)]
+    inside = np.array([[i != j and np.linalg.norm(f - r) <= by_hand[i] for i, r in enumerate(real)] for j, f in enumerate(fake)])
+    expected = (inside.any(1).mean(), inside.sum(1).mean() / 3, inside.any(0).mean())
+    np.testing.assert_allclose((found.precision, found.density, found.coverage), expected)
 
 
 def test_manifolds_do_not_depend_on_how_the_rows_are_cut_into_blocks(monkeypatch):
@@ -153,9 +186,20 @@ def test_far_away_samples_have_no_overlap_at_all():
 def test_too_few_pictures_on_either_side_are_refused(measure, least):
     many, few = normal(20, 3), normal(least - 1, 3)
     for pair in ((many, few), (few, many)):
-        with pytest.raises(ValueError, match=f"at least {least} pictures on each side, but there are {least - 1}"):
+        with pytest.raises(ValueError, match=f"at least {least} independent pictures on each side, but there are {least - 1}"):
             measure(*pair)
     measure(many, normal(least, 3))
+
+
+@pytest.mark.parametrize(
+    ("measure", "least"), [(kernel_distance, 3), (lambda a, b, of_a, of_b: precision_recall(a, b, 4, of_a, of_b), 5)]
+)
+def test_samples_of_one_caption_count_as_one(measure, least):
+    a, b = normal(20, 3), normal(20, 3, seed=1)
+    few, many = np.arange(20) % (least - 1), np.arange(20)
+    for groups in ((few, many), (many, few)):
+        with pytest.raises(ValueError, match=f"at least {least} independent pictures on each side, but there are {least - 1}"):
+            measure(a, b, *groups)
 
 
 @pytest.mark.parametrize("measure", [frechet_distance, kernel_distance, lambda a, b: precision_recall(a, b, 2)])

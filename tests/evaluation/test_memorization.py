@@ -39,6 +39,15 @@ def test_blurred_samples_near_the_mean_are_not_taken_for_copies():
 
 def test_samples_that_are_the_held_out_photos_are_no_copies():
     assert memorization(HELD_OUT, TRAIN, HELD_OUT).copied_fraction == 0
+    # and they are as the held-out photos are, when none is compared with itself
+    np.testing.assert_allclose(memorization(HELD_OUT, TRAIN, HELD_OUT, np.arange(100)).copied_fraction, 0.5)
+
+
+def test_being_near_to_the_photo_whose_caption_was_the_prompt_does_not_hide_copies():
+    train = np.concatenate([TRAIN, HELD_OUT + random.normal(0, 0.2, HELD_OUT.shape)])  # each held-out photo has a near twin
+    copies = train[900:] + random.normal(0, 0.05, HELD_OUT.shape)
+    sources = np.arange(100)
+    assert memorization(copies, train, HELD_OUT, sources).copied_fraction > 0.9
 
 
 def test_the_closest_samples_come_first_in_the_picture_grid():
@@ -61,5 +70,17 @@ def test_neighbours_are_those_of_all_distances_whatever_the_block(monkeypatch, b
     np.testing.assert_array_equal(index, cdist(x, y).argmin(1))
     np.testing.assert_allclose(distance, cdist(x, y).min(1))
     others = cdist(x, x) + np.diag(np.full(20, np.inf))
-    np.testing.assert_allclose(nearest(x, x, skip_self=True)[1], others.min(1))
     np.testing.assert_allclose(radius(x, 4), np.sort(others, axis=1)[:, 3])
+
+
+@pytest.mark.parametrize("block", [3, 1024])
+def test_rows_of_one_group_are_no_neighbours(monkeypatch, block):
+    monkeypatch.setattr("darkroom.evaluation.neighbours.BLOCK", block)
+    x, y = FRESH[:20], HELD_OUT[:30]
+    of_x, of_y = np.arange(20) % 5, np.arange(30) % 7
+    distances = np.where(of_x[:, None] == of_y, np.inf, cdist(x, y))
+    index, distance = nearest(x, y, of_x, of_y)
+    np.testing.assert_array_equal(index, distances.argmin(1))
+    np.testing.assert_allclose(distance, distances.min(1))
+    others = np.where(of_x[:, None] == of_x, np.inf, cdist(x, x))
+    np.testing.assert_allclose(radius(x, 4, of_x), np.sort(others, axis=1)[:, 3])

@@ -28,7 +28,7 @@ from darkroom.models.weights import save_model
 from darkroom.provenance import read_index, write_index
 from darkroom.sampling import DiffusionConfig, TextToImage
 from darkroom.tracking.tracker import NullTracker
-from stages.evaluate import choose_prompts
+from stages.evaluate import choose_sources
 from tests.tiny_run import make_project, run_stage, write_params
 
 CLIP = {"embed_dim": 16, "image_size": 16, "patch_size": 8, "vision_width": 32, "vision_layers": 1,
@@ -101,10 +101,7 @@ def photos(root: Path, split: str) -> ImageShards:
 
 def in_order_of_prompts(held_out: ImageShards, train: ImageShards) -> np.ndarray:
     """The held-out photos that belong to the prompts of a sampler that draws one picture a photo."""
-    prompts = choose_prompts(held_out.captions, set(train.captions), len(held_out))
-    rows = [held_out.captions.index(prompt) for prompt in prompts]
-    assert len(set(rows)) == len(rows), "captions repeat: use another seed or fewer cats"
-    return held_out.images(rows)
+    return held_out.images(choose_sources(held_out.captions, set(train.captions), len(held_out)))
 
 
 @pytest.fixture
@@ -123,12 +120,12 @@ def test_a_perfect_sampler_gets_the_numbers_of_the_photos(project, monkeypatch):
     held_out, train = photos(project, "val"), photos(project, "train")
     draw(monkeypatch, in_order_of_prompts(held_out, train))
     metrics = evaluate(project, num_samples=len(held_out))
-    assert metrics["frechet_distance"] < 1e-6
-    assert metrics["kid"] < 0  # every photo meets itself, which the unbiased estimate does not expect of two independent sets
-    assert (metrics["precision"], metrics["recall"], metrics["coverage"]) == (1, 1, 1)
+    assert abs(metrics["kid"]) <= 2 * metrics["kid_standard_error"] + 1e-9  # without the pairs of a photo and itself both are 0
+    assert 0.4 < metrics["frechet_distance"] / metrics["frechet_distance_floor"] < 2.5
+    assert metrics["precision"] == metrics["recall"] > 0.8
     assert metrics["prompt_adherence"] == metrics["prompt_adherence_photos"] == 1
     assert metrics["clip_score"] == pytest.approx(metrics["clip_score_photos"], abs=1e-4)
-    assert metrics["copied_fraction"] == 0
+    assert metrics["copied_fraction"] == pytest.approx(0.5, abs=1 / len(held_out))
 
 
 @pytest.mark.usefixtures("pixels")
@@ -157,7 +154,7 @@ def test_noise_is_far_away_and_shows_no_coat(project, monkeypatch):
     draw(monkeypatch, noise)
     metrics = evaluate(project, num_samples=40)
     assert metrics["kid"] > 2 * metrics["kid_standard_error"]
-    assert metrics["frechet_distance"] > 5 * metrics["frechet_distance_floor"]
+    assert metrics["frechet_distance"] > 2.5 * metrics["frechet_distance_floor"]
     assert metrics["prompt_adherence"] <= 0.05
     assert metrics["prompt_adherence_photos"] == 1
 
@@ -182,8 +179,8 @@ def test_the_sampler_is_asked_as_params_say(project, monkeypatch):
 
 def test_prompts_are_held_out_captions_with_those_that_training_never_saw_first():
     held_out = ["seen", "new", "seen", "newer"]
-    assert choose_prompts(held_out, {"seen", "other"}, 2) == ["new", "newer"]
-    assert choose_prompts(held_out, {"seen", "other"}, 6) == ["new", "newer", "seen", "seen", "new", "newer"]
+    assert choose_sources(held_out, {"seen", "other"}, 2) == [1, 3]
+    assert choose_sources(held_out, {"seen", "other"}, 6) == [1, 3, 0, 2, 1, 3]
 
 
 def test_two_runs_give_the_same_report_and_batches_do_not_matter(project):
@@ -265,7 +262,7 @@ def test_distances_can_be_measured_in_the_features_of_a_local_classifier(project
 
 
 def test_too_few_held_out_photos_for_the_neighbours_are_refused_and_leave_no_report(project):
-    with pytest.raises(ValueError, match=r"at least 1001 pictures on each side, but there are \d+: hold out"):
+    with pytest.raises(ValueError, match=r"at least 1001 independent pictures on each side, but there are \d+: hold out"):
         evaluate(project, num_samples=8, num_neighbours=1000)
     assert not (project / "data" / "report").exists()
 
