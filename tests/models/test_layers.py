@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from darkroom.models.layers import Attention, Downsample, GatedLinear, PixelAttention, SpatialTransformer, timestep_embedding
+from darkroom.models.layers import Attention, Downsample, GatedLinear, PixelAttention, SpatialTransformer, attend, timestep_embedding
 
 
 @pytest.mark.parametrize("flip_sin_to_cos", [False, True])
@@ -34,6 +34,13 @@ def test_attention_is_the_softmax_average_of_the_values() -> None:
         weights = torch.softmax(query[..., head] @ key[..., head].mT / math.sqrt(4), dim=-1)
         heads.append(weights @ value[..., head])
     torch.testing.assert_close(attention(tokens, context), attention.to_out[0](torch.cat(heads, -1)))
+
+
+def test_attention_on_a_cpu_rounds_to_bfloat16_only_at_its_ends() -> None:
+    query, key, value = (torch.randn(1, 2, 5, 4).bfloat16() for _ in range(3))
+    expected = attend(query.float(), key.float(), value.float()).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(attend(query, key, value), expected, rtol=0, atol=0)
 
 
 def test_the_gate_is_the_exact_gelu() -> None:

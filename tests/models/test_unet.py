@@ -156,6 +156,24 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
     assert not torch.equal(first.conv_in.weight, other.conv_in.weight)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_training_twice_gives_the_same_bits(bf16: bool) -> None:
+    def trained() -> dict[str, Tensor]:
+        unet = UNet2DConditionModel(UNetConfig(**(TINY | {"block_out_channels": [32, 64]})))
+        unet.initialise(0)
+        optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3)
+        x, timesteps, context = inputs(TINY, side=(16, 16))
+        for _ in range(4):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = (unet(x, timesteps, context) - x).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return unet.state_dict()
+
+    torch.testing.assert_close(trained(), trained(), rtol=0, atol=0)
+
+
 def test_the_prediction_depends_on_the_caption_and_on_the_timestep() -> None:
     torch.manual_seed(0)
     unet = UNet2DConditionModel(UNetConfig(**TINY))
