@@ -58,7 +58,7 @@ def write_report(
 
 def format_number(value: float) -> str:
     """Three significant digits, without an exponent where that stays short."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"
 
 
 def data_uri(images: Images) -> str:
@@ -71,7 +71,8 @@ def data_uri(images: Images) -> str:
 TEMPLATE = """{% macro show(gallery) %}
 <h2>{{ gallery.title }}</h2>
 <p>{{ gallery.note }}</p>
-<div class="tiles{{ ' pairs' if gallery.tiles[0].images | length > 1 }}">
+{% set most = gallery.tiles | map(attribute="images") | map("length") | max %}
+<div class="tiles{{ ' rows' if most > 2 else ' pairs' if most == 2 else '' }}">
 {% for tile in gallery.tiles %}
 <figure><img{{ ' class=small' if tile.images.shape[1] < 128 }} alt="{{ tile.label }}" src="{{ tile.images | data_uri }}">
 <figcaption>{{ tile.label }}</figcaption></figure>
@@ -98,10 +99,11 @@ p { margin: 0 0 .8rem; color: var(--soft); }
 .number p { margin: .3rem 0 0; font-size: .88rem; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .7rem; }
 .tiles.pairs { grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }
+.tiles.rows { grid-template-columns: repeat(auto-fill, minmax(min(30rem, 100%), 1fr)); }
 figure { margin: 0; } figure img { width: 100%; display: block; border-radius: .4rem; }
 img.small { image-rendering: pixelated; }
 figcaption { font-size: .78rem; line-height: 1.3; color: var(--soft); margin-top: .25rem; overflow-wrap: anywhere; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); gap: 1rem; }
 .charts figure { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .6rem; }
 svg { width: 100%; height: auto; } svg text { font-size: 13px; fill: var(--soft); } svg .rule { stroke: var(--line); }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
@@ -118,6 +120,10 @@ td:first-child { color: var(--soft); width: 12rem; }
 <div class="number"><b>{{ number.value | figure }}</b><span>{{ number.name }}</span><p>{{ number.meaning }}</p></div>
 {% endfor %}
 </div>
+<h2>Measured with</h2>
+<table>
+{% for name, value in facts.items() %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}
+</table>
 {% for gallery in galleries[1:] %}{{ show(gallery) }}{% endfor %}
 {% if charts %}
 <h2>Training curves</h2>
@@ -125,10 +131,6 @@ td:first-child { color: var(--soft); width: 12rem; }
 {% for name, svg in charts.items() %}<figure>{{ svg }}<figcaption>{{ name }}</figcaption></figure>{% endfor %}
 </div>
 {% endif %}
-<h2>Measured with</h2>
-<table>
-{% for name, value in facts.items() %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}
-</table>
 </body>
 </html>
 """

@@ -70,7 +70,7 @@ def test_a_report_without_curves_has_no_heading_for_them(tmp_path):
 
 
 def test_numbers_have_three_digits():
-    values = {1234.6: "1235", 28.55: "28.6", 0.5: "0.5", 0.00012345: "0.000123", -0.02: "-0.02", 0: "0"}
+    values = {1234.6: "1235", 28.55: "28.6", 0.5: "0.500", 0.00012345: "0.000123", -0.02: "-0.0200", 1: "1.00", 0: "0.00"}
     assert {value: format_number(value) for value in values} == values
 
 
