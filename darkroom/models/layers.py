@@ -80,18 +80,6 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return torch.softmax(scores, dim=-1).to(value.dtype) @ value  # autocast makes the softmax fp32
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Scaled dot-product attention. query (B, heads, N, d), key and value (B, heads, L, d) -> (B, heads, N, d)
-
-    On a CPU it is computed in fp32 even under bf16 autocast: forward and backward of 64 tokens took 13 ms instead of 43,
-    of 256 tokens 46 instead of 60 (torch 2.15, one core, batch 64); only from 1024 tokens on does bf16 win, by a fifth.
-    """
-    if query.device.type != "cpu" or query.dtype not in (torch.bfloat16, torch.float16):
-        return F.scaled_dot_product_attention(query, key, value)
-    with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(query.float(), key.float(), value.float()).to(query.dtype)
-
-
 class Attention(nn.Module):
     """Multi-head attention of `channels` wide tokens to themselves or to a context."""
 

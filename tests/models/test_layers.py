@@ -36,11 +36,20 @@ def test_attention_is_the_softmax_average_of_the_values() -> None:
     torch.testing.assert_close(attention(tokens, context), attention.to_out[0](torch.cat(heads, -1)))
 
 
-def test_attention_on_a_cpu_rounds_to_bfloat16_only_at_its_ends() -> None:
-    query, key, value = (torch.randn(1, 2, 5, 4).bfloat16() for _ in range(3))
-    expected = attend(query.float(), key.float(), value.float()).bfloat16()
+@pytest.mark.parametrize("tokens", [5, 300])  # on either side of where the CPU's fused kernel takes over
+def test_bfloat16_attention_on_a_cpu_stays_close_to_fp32(tokens: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(1, 2, tokens, 16, generator=generator).bfloat16().requires_grad_() for _ in range(3)]
+    whole = [tensor.detach().float().requires_grad_() for tensor in inputs]
+    expected = attend(*whole)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(attend(query, key, value), expected, rtol=0, atol=0)
+        actual = attend(*inputs)
+    assert actual.dtype == torch.bfloat16
+    torch.testing.assert_close(actual.float(), expected, atol=0.02, rtol=0.02)
+    actual.sum().backward()
+    expected.sum().backward()
+    for half, full in zip(inputs, whole, strict=True):
+        torch.testing.assert_close(half.grad.float(), full.grad, atol=0.05, rtol=0.05)
 
 
 def test_the_gate_is_the_exact_gelu() -> None:
