@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from flows import graph, words
 from flows.processes import CommandError, Running, lines
 from flows.report import publish
+from flows.servers import prefect_api
 
 MAX_JOBS = 8
 Run = PrefectFuture[Any]
@@ -156,7 +157,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: nothing may be left running
     try:
         graph.load(Path.cwd(), params.targets)  # a slip is found before Prefect starts
-        state = pipeline(params, return_state=True)
+        with prefect_api():
+            state = pipeline(params, return_state=True)
     except ValueError as error:
         sys.exit(f"flows.pipeline: {error}")
     except KeyboardInterrupt:

@@ -3,85 +3,12 @@
 import argparse
 import os
 import signal
-import socket
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 from flows.processes import Running
-
-HOST = "127.0.0.1"
-SECONDS_TO_START = 120
-SECONDS_TO_STOP = 10
-SECONDS_BETWEEN_LOOKS = 0.3
-
-
-@dataclass(frozen=True)
-class Server:
-    """A server process and where it answers."""
-
-    name: str
-    process: subprocess.Popen[bytes]
-    address: str
-    health: str  # what answers 200 when it is up
-    log: Path
-
-
-def start(name: str, argv: list[str], *, port: int, health: str, log: Path, running: Running) -> Server:
-    """Starts a server in a process group of its own; what it writes goes to `log`."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    address = f"http://{HOST}:{port}"
-    with log.open("wb") as file:
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
-    running.add(process.pid, SECONDS_TO_STOP)
-    return Server(name, process, address, address + health, log)
-
-
-def wait_until_up(server: Server) -> None:
-    """Returns when the server answers.
-
-    Raises:
-        ValueError: it ended, or did not answer in time; the end of its log is in the message.
-    """
-    deadline = time.monotonic() + SECONDS_TO_START
-    while time.monotonic() < deadline and server.process.poll() is None:
-        try:
-            with urllib.request.urlopen(server.health, timeout=2):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-    last_lines = "\n".join(server.log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
-    raise ValueError(f"{server.name} did not start on {server.address}. The end of {server.log}:\n{last_lines}")
-
-
-def choose_port(wanted: int | None, usual: int) -> int:
-    """`wanted`; without it the usual one, or any free one if that is taken.
-
-    Raises:
-        ValueError: `wanted` is taken.
-    """
-    if wanted is not None and not _is_free(wanted):
-        raise ValueError(f"Port {wanted} is taken by another program; give another one, or none to let me choose.")
-    if wanted is not None or _is_free(usual):
-        return wanted or usual
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port whose last user has just ended is free
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True
+from flows.servers import SECONDS_BETWEEN_LOOKS, Server, choose_port, start_mlflow, start_prefect, wait_until_up
 
 
 def serve(mlflow_port: int | None, prefect_port: int | None, running: Running) -> None:
@@ -90,20 +17,15 @@ def serve(mlflow_port: int | None, prefect_port: int | None, running: Running) -
     Raises:
         ValueError: a port is taken, or a server did not start or has ended.
     """
-    logs = Path(".scratch") / "ui"
     servers = []
     if (address := os.environ.get("MLFLOW_TRACKING_URI", "")).startswith("http"):
         print(f"MLflow   {address} (MLFLOW_TRACKING_URI)", flush=True)
     else:
-        port = choose_port(mlflow_port, 5000)
-        argv = [sys.executable, "-m", "darkroom.tracking.server", "--host", HOST, "--port", str(port)]
-        servers.append(start("MLflow", argv, port=port, health="/health", log=logs / "mlflow.log", running=running))
+        servers.append(start_mlflow(choose_port(mlflow_port, 5000), running))
     if address := os.environ.get("PREFECT_API_URL", ""):
         print(f"Prefect  {address.removesuffix('/api')} (PREFECT_API_URL)", flush=True)
     else:
-        port = choose_port(prefect_port, 4200)
-        argv = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
-        servers.append(start("Prefect", argv, port=port, health="/api/health", log=logs / "prefect.log", running=running))
+        servers.append(start_prefect(choose_port(prefect_port, 4200), running))
     _watch(servers)
 
 

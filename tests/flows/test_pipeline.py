@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from dvc.repo import Repo
 from prefect.client.orchestration import get_client
@@ -210,14 +211,14 @@ def start_flow(toy: Path, *arguments: str) -> "subprocess.Popen[str]":
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PREFECT_HOME": str(toy / ".prefect")}
     environment |= {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     command = [sys.executable, "-m", "flows.pipeline", *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     return subprocess.Popen(command, cwd=toy, env=environment, **pipes)  # type: ignore[call-overload, no-any-return]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_flow_lets_its_stage_save_and_leaves_no_process(toy: Path, number: signal.Signals) -> None:
-    """No retry either, although the policy allows one."""
+@pytest.mark.parametrize("send", [os.killpg, os.kill], ids=["Ctrl-C in a terminal", "SIGTERM"])
+def test_an_interrupted_flow_lets_its_stage_save_and_leaves_no_process(toy: Path, send: Callable[[int, int], None]) -> None:
+    """No retry either, although the policy allows one. A terminal signals the whole group, Prefect's server too."""
     patient = (
         "import os, sys, time\n"
         "open('attempts', 'a').write(str(os.getpid()) + ' ')\n"
@@ -231,14 +232,22 @@ def test_an_interrupted_flow_lets_its_stage_save_and_leaves_no_process(toy: Path
         assert flow.poll() is None, flow.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    flow.send_signal(number)
+    send(flow.pid, signal.SIGINT if send is os.killpg else signal.SIGTERM)
     out, err = flow.communicate(timeout=60)
     assert flow.returncode != 0
     assert "The same command goes on from the last checkpoints." in err, out + err
     assert (toy / "checkpoint").read_text() == "saved"
     (pid,) = (toy / "attempts").read_text().split()
-    assert not Path(f"/proc/{pid}").exists()
+    assert not psutil.pid_exists(int(pid))
+    assert not [process for process in psutil.process_iter() if _group_of(process) == flow.pid]
     assert not (toy / "second.txt").exists()
+
+
+def _group_of(process: psutil.Process) -> int | None:
+    try:
+        return os.getpgid(process.pid)
+    except ProcessLookupError:
+        return None
 
 
 @pytest.mark.slow

@@ -1,0 +1,116 @@
+"""Servers on loopback ports, each in a process group of its own, so that Ctrl-C in a terminal reaches us first and not them."""
+
+import atexit
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows.processes import Running
+
+HOST = "127.0.0.1"
+LOGS = Path(".scratch") / "servers"
+SECONDS_TO_START = 120
+SECONDS_TO_STOP = 10
+SECONDS_BETWEEN_LOOKS = 0.3
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server process and where it answers."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    address: str
+    health: str  # what answers 200 when it is up
+    log: Path
+
+
+def start(name: str, argv: list[str], *, port: int, health: str, running: Running, logs: Path = LOGS) -> Server:
+    """Starts a server; what it writes goes to a file in `logs`."""
+    logs.mkdir(parents=True, exist_ok=True)
+    log, address = logs / f"{name.lower()}-{port}.log", f"http://{HOST}:{port}"
+    with log.open("wb") as file:
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+    running.add(process.pid, SECONDS_TO_STOP)
+    return Server(name, process, address, address + health, log)
+
+
+def start_mlflow(port: int, running: Running) -> Server:
+    argv = [sys.executable, "-m", "darkroom.tracking.server", "--host", HOST, "--port", str(port)]
+    return start("MLflow", argv, port=port, health="/health", running=running)
+
+
+def start_prefect(port: int, running: Running, *options: str) -> Server:
+    argv = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port), *options]
+    return start("Prefect", argv, port=port, health="/api/ready", running=running)
+
+
+def wait_until_up(server: Server) -> None:
+    """Returns when the server answers.
+
+    Raises:
+        ValueError: it ended, or did not answer in time; the end of its log is in the message.
+    """
+    deadline = time.monotonic() + SECONDS_TO_START
+    while time.monotonic() < deadline and server.process.poll() is None:
+        try:
+            with urllib.request.urlopen(server.health, timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    last_lines = "\n".join(server.log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+    raise ValueError(f"{server.name} did not start on {server.address}. The end of {server.log}:\n{last_lines}")
+
+
+def choose_port(wanted: int | None = None, usual: int | None = None) -> int:
+    """`wanted`; without it the usual one; any free one if that is taken.
+
+    Raises:
+        ValueError: `wanted` is taken.
+    """
+    if wanted is not None:
+        if not _is_free(wanted):
+            raise ValueError(f"Port {wanted} is taken by another program; give another one, or none to let me choose.")
+        return wanted
+    if usual is not None and _is_free(usual):
+        return usual
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port whose last user has just ended is free
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+@contextmanager
+def prefect_api() -> Iterator[None]:
+    """Prefect's API for one flow run: the server that PREFECT_API_URL names, or one of our own until this process ends.
+
+    Prefect would start one too, in our process group: Ctrl-C would end it before the flow could tell it how it ended.
+    """
+    if PREFECT_API_URL.value():
+        yield
+        return
+    running = Running()
+    atexit.register(running.interrupt_all)  # after Prefect's own, registered later, have sent the last logs and events
+    server = start_prefect(choose_port(), running, "--no-services", "--no-ui")
+    print("Starting a Prefect server for this run (PREFECT_API_URL would name one that stays: python -m flows.ui).", flush=True)
+    wait_until_up(server)
+    with temporary_settings({PREFECT_API_URL: f"{server.address}/api"}):
+        yield
