@@ -60,6 +60,28 @@ def test_diffusers_loads_what_we_save(tmp_path: Path) -> None:
     assert relative_error(oracle.decode(raw).sample, vae.decode(raw)) <= 1e-4
 
 
+def test_the_published_stable_diffusion_configuration_gives_its_84_million_parameters() -> None:
+    published = {
+        "_class_name": "AutoencoderKL",
+        "_diffusers_version": "0.6.0",
+        "act_fn": "silu",
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "in_channels": 3,
+        "latent_channels": 4,
+        "layers_per_block": 2,
+        "norm_num_groups": 32,
+        "out_channels": 3,
+        "sample_size": 512,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+    }
+    config = AutoencoderConfig.from_json(published, "here")
+    with torch.device("meta"):
+        vae = AutoencoderKL(config)
+    assert sum(parameter.numel() for parameter in vae.parameters()) == 83_653_863
+    assert (config.stride, config.scaling_factor, config.shift_factor) == (8, 0.18215, None)
+
+
 def test_forward_decodes_mean_plus_std_times_noise() -> None:
     vae, images, noise = ours(), torch.randn(2, 3, 8, 8), torch.randn(2, 3, 2, 2)
     mean, std = vae.encode(images)
@@ -67,6 +89,11 @@ def test_forward_decodes_mean_plus_std_times_noise() -> None:
     torch.testing.assert_close(reconstruction, vae.decode(mean + std * noise))
     torch.testing.assert_close(forward_mean, mean)
     torch.testing.assert_close(torch.exp(logvar / 2), std)
+
+
+def test_reconstruct_decodes_the_mean() -> None:
+    vae, images = ours(), torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(vae.reconstruct(images), vae.decode(vae.encode(images)[0]))
 
 
 def test_forward_uses_every_parameter() -> None:  # else DistributedDataParallel waits for gradients that never come

@@ -43,6 +43,16 @@ SD1_CONFIG_JSON = {  # of the published v1.5, all of it
     "sample_size": 64,
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
 }
+SD2_CHANGES = {  # of the published v2.1
+    "attention_head_dim": [5, 10, 20, 20],
+    "cross_attention_dim": 1024,
+    "dual_cross_attention": False,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "sample_size": 96,
+    "upcast_attention": True,
+    "use_linear_projection": True,
+}
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -101,10 +111,11 @@ def test_diffusers_loads_what_we_save(tmp_path: Path, config: dict[str, Any]) ->
     assert relative_error(oracle(x, timesteps, context).sample, unet(x, timesteps, context)) <= 1e-4
 
 
-def test_the_published_stable_diffusion_configuration_gives_its_860_million_parameters() -> None:
+@pytest.mark.parametrize(("changes", "parameters"), [({}, 859_520_964), (SD2_CHANGES, 865_910_724)], ids=["1.5", "2.1"])
+def test_the_published_stable_diffusion_configurations_give_their_numbers_of_parameters(changes: dict[str, Any], parameters: int) -> None:
     with torch.device("meta"):
-        unet = UNet2DConditionModel(UNetConfig.from_json(SD1_CONFIG_JSON, "here"))
-    assert sum(parameter.numel() for parameter in unet.parameters()) == 859_520_964
+        unet = UNet2DConditionModel(UNetConfig.from_json(SD1_CONFIG_JSON | changes, "here"))
+    assert sum(parameter.numel() for parameter in unet.parameters()) == parameters
 
 
 def test_from_levels_speaks_of_channels_a_head() -> None:
