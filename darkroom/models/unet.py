@@ -207,9 +207,7 @@ def residual_blocks(config: UNetConfig, in_channels: Sequence[int], out_channels
 def transformers(config: UNetConfig, level: int, count: int) -> nn.ModuleList:
     channels, heads, linear = config.block_out_channels[level], config.heads[level], config.use_linear_projection
     groups, context_dim = config.norm_num_groups, config.cross_attention_dim
-    return nn.ModuleList(
-        SpatialTransformer(channels, heads, context_dim, groups=groups, linear_projection=linear) for _ in range(count)
-    )
+    return nn.ModuleList(SpatialTransformer(channels, heads, context_dim, groups=groups, linear_projection=linear) for _ in range(count))
 
 
 class DownBlock(nn.Module):

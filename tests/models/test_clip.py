@@ -1,6 +1,5 @@
 """The towers' arithmetic against open_clip, against transformers' text model and against a forward written out by hand."""
 
-
 import math
 from pathlib import Path
 
@@ -172,5 +171,3 @@ def test_bfloat16_autocast_stays_close(towers: ClipTowers) -> None:
         actual = towers(images, tokens)
     assert actual[0].dtype == actual[1].dtype == torch.float32
     torch.testing.assert_close(actual, expected, atol=0.02, rtol=0.02)
-
-

@@ -1,6 +1,5 @@
 """Where towers come from and go to: open_clip reads what we save, we read what it names, and every bad source is told."""
 
-
 import json
 import os
 from pathlib import Path
