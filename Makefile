@@ -11,6 +11,7 @@ ARGS ?=
 PRESET ?= params.yaml
 RUN := $(if $(filter params.yaml,$(PRESET)),.,.scratch/demo-$(basename $(notdir $(PRESET))))
 CATS ?= 4000
+READY_DVC = { [ -d .dvc ] || dvc init --quiet --no-scm; } && { [ -e .git ] || dvc config --quiet --local core.no_scm true; }
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export DO_NOT_TRACK = true
@@ -41,7 +42,7 @@ demo: install  ## draws toy cats (unless data/raw has photos), trains on them, e
 		mkdir -p $(RUN)/data && cd $(RUN) && rm -rf darkroom stages flows && cd - >/dev/null && \
 		cp -R darkroom stages flows dvc.yaml .dvcignore prefect.toml $(RUN)/ && cp $(PRESET) $(RUN)/params.yaml; \
 	fi
-	@cd $(RUN) && { [ -d .dvc ] || dvc init --quiet --no-scm; } && { [ -e .git ] || dvc config --quiet --local core.no_scm true; }
+	@cd $(RUN) && $(READY_DVC)
 	@cd $(RUN) && if [ -n "$$(ls -A data/raw 2>/dev/null)" ]; then \
 		echo "data/raw is not empty: training on what is there."; \
 	else \
@@ -56,6 +57,7 @@ demo: install  ## draws toy cats (unless data/raw has photos), trains on them, e
 	@echo "All runs   make ui$(if $(filter .,$(RUN)),, PRESET=$(PRESET))"
 
 test: install  ## the tests, as CI runs them; `make test ARGS=--run-slow` for all
+	@$(READY_DVC)
 	pytest -n $(WORKERS) $(ARGS)
 
 lint: install  ## ruff and mypy

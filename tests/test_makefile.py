@@ -78,8 +78,10 @@ def test_demo_takes_the_photos_that_are_there(clone: Path) -> None:
     assert [path.name for path in (clone / "data" / "raw").iterdir()] == ["mine.jpg"]
 
 
-def test_demo_prepares_dvc_where_it_must(clone: Path) -> None:
-    make(clone, "demo")
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_dvc_is_prepared_where_it_must(clone: Path, target: str) -> None:
+    pretend(clone, "pytest", "")
+    make(clone, target)
     assert calls(clone)[:2] == ["dvc init --quiet --no-scm", "dvc config --quiet --local core.no_scm true"]
 
 
@@ -111,6 +113,13 @@ def test_demo_of_a_preset_runs_the_code_of_today_on_the_data_of_before(clone: Pa
     make(clone, "demo", "PRESET=presets/toy-quick.yaml")
     assert not (run / "stages" / "ingest.py").exists()
     assert (run / "data" / "shards").is_dir()
+
+
+def test_test_hands_its_arguments_on(clone: Path) -> None:
+    pretend(clone, "pytest", "exit 3")
+    ended = make(clone, "test", "WORKERS=5", "ARGS=--run-slow -k heun")
+    assert calls(clone)[-1] == "pytest -n 5 --run-slow -k heun"
+    assert ended.returncode != 0
 
 
 def test_a_demo_that_fails_fails(clone: Path) -> None:
