@@ -19,7 +19,7 @@ def ratios() -> Iterator[Ratio]:
         folder = Path(name)
         write_cache(folder)
         shards = LatentShards(folder, "train")
-        order = np.random.default_rng(0).permutation(NUM)
+        order = np.random.default_rng(0).permutation(NUM).tolist()
 
         def ours() -> None:
             for start in range(0, NUM, 64):

@@ -26,8 +26,8 @@ def measure(what: str, ways: dict[str, Callable[[], object]], *, turns: int = 7)
         pair = (_milliseconds(slow_work), _milliseconds(fast_work))
         if turn:
             times.append(pair)
-    medians = [statistics.median(column) for column in zip(*times, strict=True)]
-    return Ratio(what, slow, fast, *medians, statistics.median(first / second for first, second in times))
+    slow_ms, fast_ms = (statistics.median(column) for column in zip(*times, strict=True))
+    return Ratio(what, slow, fast, slow_ms, fast_ms, statistics.median(first / second for first, second in times))
 
 
 def _milliseconds(work: Callable[[], object]) -> float:

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -18,7 +18,7 @@ def progress(items: Iterable[Item], *, desc: str, total: int | None = None, init
     A terminal gets a bar. A pipe gets one line every few seconds, which the Prefect flow turns into a progress artifact:
     `::progress {"desc": "train_unet", "step": 120, "total": 600, "seconds_left": 84}`.
     """
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = initial + len(items)
     if sys.stderr.isatty():
         yield from tqdm(items, desc=desc, total=total, initial=initial, unit=unit, dynamic_ncols=True)

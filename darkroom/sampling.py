@@ -87,6 +87,7 @@ class TextToImage:
         vae = load_model(AutoencoderKL, parts["vae"])
         unet = load_model(UNet2DConditionModel, parts["unet"])
         side = unet.config.sample_size
+        assert side is not None, "train_unet writes it"
         device = device or best_device()
         return cls(
             vae=vae.to(device),

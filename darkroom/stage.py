@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from darkroom.config import Section, load_params
 from darkroom.provenance import check_lineage, hash_json, read_index, replacing, write_index, write_json
@@ -78,7 +78,7 @@ def execute(
         ValueError: a bad parameter, an input that is missing, damaged or of another run.
         OSError: the outputs could not be written.
     """
-    params = load_params(params_file)[name]
+    params = cast(P, load_params(params_file)[name])
     indexes = {item: read_index(data / item) for item in reads if item != RAW}
     check_lineage(indexes)
     fingerprints = {item: index["fingerprint"] for item, index in indexes.items()}
@@ -99,7 +99,7 @@ def execute(
             record = stack.enter_context(replacing(data / "runs" / f"{name}.json"))
         stage = Stage(
             name=name,
-            params=params,  # type: ignore[arg-type]
+            params=params,
             inputs={item: data / item for item in reads},
             outs=outs,
             indexes=indexes,

@@ -111,7 +111,8 @@ def _draw_face(pen: Pen, look: Look, fur: Fur, at: Callable[[Points], Points]) -
     mouths = [tube((0, 0.34), (s * 0.03, 0.47), (s * 0.15, 0.51), (s * 0.27, 0.42), start=0.024, end=0.02) for s in (-1, 1)]
     whiskers = [
         tube((s * 0.62, 0.36 + dy), (s * 0.98, 0.32 + 1.8 * dy), (s * 1.3, 0.34 + 2.9 * dy), start=0.018, end=0.008)
-        for s in (-1, 1) for dy in (-0.06, 0.03, 0.12)
+        for s in (-1, 1)
+        for dy in (-0.06, 0.03, 0.12)
     ]
     pen.shapes([at(points) for points in mouths], ink)
     pen.shapes([at(points) for points in whiskers], mix(ink, WHITE, 0.35 if sum(fur.main) > 200 else 0.75))

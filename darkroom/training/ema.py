@@ -12,7 +12,7 @@ class Ema:
 
     def __init__(self, net: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.parameters = list(net.parameters())
+        self.parameters: list[Tensor] = list(net.parameters())
         self.names = [name for name, _ in net.named_parameters()]
         self.average = [parameter.detach().clone() for parameter in self.parameters]
 

@@ -33,8 +33,10 @@ logger = logging.getLogger(__name__)
 class Task(Protocol):
     """A network, its loss and its validation."""
 
-    net: nn.Module
     num_samples: int  # training samples, for the log
+
+    @property
+    def net(self) -> nn.Module: ...
 
     def batch(self, positions: range) -> Batch:
         """The samples at these positions with all their chance (noise, flips, dropout), on the CPU; runs in a thread."""
