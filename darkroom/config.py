@@ -16,7 +16,7 @@ Precision = Literal["auto", "fp32", "bf16"]  # auto = bf16 where the hardware mu
 class Section(BaseModel):
     """Frozen and strict: no unknown key, no text where a number belongs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class IngestParams(Section):

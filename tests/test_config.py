@@ -102,6 +102,7 @@ def test_a_missing_section_or_key_is_named(tmp_path: Path, content: dict[str, An
         ("train_vae", "steps", -1),
         ("train_vae", "batch_size", 0),
         ("train_vae", "lr", -1e-3),
+        ("train_vae", "lr", float("inf")),
         ("train_vae", "lr_decay", "linear"),
         ("train_vae", "ema_decay", 1.0),
         ("train_vae", "precision", "fp8"),
