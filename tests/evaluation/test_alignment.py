@@ -104,5 +104,6 @@ def test_retrieval_counts_pictures_whose_own_text_is_nearest_with_equal_texts_as
     images = unit([1, 0.1], [0.1, 1], [0.1, 1])
     texts = unit([1, 0], [0, 1], [1, 0])
     assert retrieval_accuracy(images, texts, ["a", "b", "a"]) == pytest.approx(2 / 3)
+    assert retrieval_accuracy(images[[0, 1, 0]], texts, ["a", "b", "a"]) == 1
     assert retrieval_accuracy(images[:2], texts[:2], ["a", "b"]) == 1
     assert retrieval_accuracy(images[:2], texts[:2] * [[0.01], [1]], ["a", "b"]) == 1  # the angle counts, not the length

@@ -17,6 +17,11 @@ def test_copies_of_training_photos_are_all_found_and_named():
     np.testing.assert_array_equal(found.ratio, 0)
 
 
+def test_a_copy_of_a_photo_that_is_in_both_splits_is_a_copy():
+    held_out = np.concatenate([HELD_OUT, TRAIN[:1]])
+    assert memorization(TRAIN[:1], TRAIN, held_out).ratio == [0]
+
+
 def test_slightly_changed_copies_are_found_too():
     picks = random.permutation(900)[:50]
     found = memorization(TRAIN[picks] + random.normal(0, 0.05, (50, 6)), TRAIN, HELD_OUT)

@@ -233,6 +233,13 @@ def test_the_comparison_key_changes_with_everything_that_is_drawn_differently(pr
     assert evaluate(project, **{"num_samples": 8} | change)["eval_key"] != base
 
 
+def test_the_comparison_key_changes_with_the_prompts(project, monkeypatch):
+    draw(monkeypatch, photos(project, "train").images(range(10)))
+    base = evaluate(project, num_samples=8)["eval_key"]
+    monkeypatch.setattr("stages.evaluate.choose_sources", lambda *_: [7, 6, 5, 4, 3, 2, 1, 0])
+    assert evaluate(project, num_samples=8)["eval_key"] != base
+
+
 def test_the_comparison_key_does_not_change_with_what_is_only_shown_or_how_it_is_batched(project, monkeypatch):
     draw(monkeypatch, photos(project, "train").images(range(10)))
     base = evaluate(project, num_samples=8)["eval_key"]

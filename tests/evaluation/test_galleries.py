@@ -1,0 +1,55 @@
+import numpy as np
+from PIL import Image
+
+from darkroom.evaluation.galleries import coat_gallery, nearest_gallery, reconstruction_gallery, sample_gallery, write_picture
+from darkroom.evaluation.grid import GAP, picture_grid
+from darkroom.evaluation.memorization import Memorization
+from darkroom.evaluation.report import Gallery, Tile
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+
+
+def test_samples_are_shown_in_their_order_with_their_prompts():
+    gallery = sample_gallery(IMAGES, [f"cat {index}" for index in range(12)], 3)
+    assert [tile.label for tile in gallery.tiles] == ["cat 0", "cat 1", "cat 2"]
+    np.testing.assert_array_equal(np.concatenate([tile.images for tile in gallery.tiles]), IMAGES[:3])
+    assert "first 3 of 12" in gallery.note
+
+
+def test_reconstructions_stand_beside_their_photos_with_their_psnr():
+    worse = IMAGES // 2 + 10
+    gallery = reconstruction_gallery(IMAGES, worse, 2)
+    np.testing.assert_array_equal(gallery.tiles[1].images, [IMAGES[1], worse[1]])
+    error = np.square(IMAGES[1] - worse[1].astype(float)).mean()
+    assert gallery.tiles[1].label == f"{10 * np.log10(255**2 / error):.1f} dB"
+
+
+def test_the_samples_most_like_a_copy_stand_beside_their_photos():
+    copies = Memorization(copied_fraction=0.5, nearest_photo=np.array([4, 5, 6]), ratio=np.array([0.9, 0.1, 0.5]))
+    gallery = nearest_gallery(IMAGES[:3], ["a", "b", "c"], IMAGES[[5, 6]], copies)
+    assert [tile.label for tile in gallery.tiles] == ["b · ratio 0.10", "c · ratio 0.50"]
+    np.testing.assert_array_equal(gallery.tiles[0].images, IMAGES[[1, 5]])
+
+
+def test_coats_are_rows_that_say_how_many_are_right():
+    gallery = coat_gallery(IMAGES[:4], ["grey", "pink", "grey", "pink"], ["grey", "grey", None, "pink"], ["pink", "blue", "grey"])
+    assert [tile.label for tile in gallery.tiles] == ["pink: 1 of 2 are pink", "grey: 1 of 2 are grey"]
+    np.testing.assert_array_equal(gallery.tiles[0].images, IMAGES[[1, 3]])
+
+
+def test_a_row_of_coats_has_eight_pictures_at_most():
+    gallery = coat_gallery(IMAGES, ["grey"] * 12, ["grey"] * 12, ["grey"])
+    assert gallery.tiles[0].images.shape[0] == 8
+    assert gallery.tiles[0].label == "grey: 12 of 12 are grey"
+
+
+def test_a_gallery_is_stored_eight_pictures_wide_and_pairs_are_not_cut(tmp_path):
+    def stored(*counts):
+        write_picture(tmp_path / "grid.png", Gallery("", "", [Tile(IMAGES[:count], "") for count in counts]))
+        return np.asarray(Image.open(tmp_path / "grid.png"))
+
+    assert stored(*[1] * 10).shape == (2 * 8 + GAP, 8 * 8 + 7 * GAP, 3)
+    assert stored(2, 2, 2).shape == (8, 6 * 8 + 5 * GAP, 3)
+    assert stored(3, 3, 3).shape == (2 * 8 + GAP, 6 * 8 + 5 * GAP, 3)
+    np.testing.assert_array_equal(stored(8, 5)[8 + GAP :, : 5 * (8 + GAP) - GAP], picture_grid(IMAGES[:5], 5))
+    assert np.all(stored(8, 5)[8 + GAP :, 5 * (8 + GAP) :] == 255)
