@@ -10,16 +10,17 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 def publish(root: Path, table: list[dict[str, str]]) -> None:
     """Creates the artifacts `stages` (a table) and `report` (markdown) of the running flow."""
     create_table_artifact(key="stages", table=table, description="What each stage of dvc.yaml came to")
-    create_markdown_artifact(key="report", markdown=markdown(root), description="The graph, and the metrics against the last commit")
+    create_markdown_artifact(key="report", markdown=markdown(root), description="The metrics, and the graph")
 
 
 def markdown(root: Path) -> str:
-    """`dvc dag` as a mermaid drawing and `dvc metrics diff`; a section that DVC cannot give says why."""
-    drawing = _dvc(root, "dag", "--mermaid")
-    metrics = _dvc(root, "metrics", "diff", "--all", "--md")
-    return f"## Graph\n\n```mermaid\n{drawing}\n```\n\n## Metrics since the last commit\n\n{metrics}\n"
+    """The change of the metrics since the last commit (their values, where there is no git), and the graph as mermaid."""
+    change = _dvc(root, "metrics", "diff", "--all", "--md")
+    metrics = f"## Metrics since the last commit\n\n{change}" if change else f"## Metrics\n\n{_dvc(root, 'metrics', 'show', '--md')}"
+    return f"{metrics}\n\n## Graph\n\n```mermaid\n{_dvc(root, 'dag', '--mermaid')}\n```\n"
 
 
 def _dvc(root: Path, *arguments: str) -> str:
+    """What the command prints, or nothing if DVC cannot do it here."""
     done = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=root, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else done.stderr.strip()
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,6 +1,7 @@
 """Servers on loopback ports, each in a process group of its own, so that Ctrl-C in a terminal reaches us first and not them."""
 
 import atexit
+import os
 import socket
 import subprocess
 import sys
@@ -34,12 +35,21 @@ class Server:
     log: Path
 
 
-def start(name: str, argv: list[str], *, port: int, health: str, running: Running, logs: Path = LOGS) -> Server:
-    """Starts a server; what it writes goes to a file in `logs`."""
+def start(
+    name: str, argv: list[str], *, port: int, health: str, running: Running, settings: dict[str, str] | None = None, logs: Path = LOGS
+) -> Server:
+    """Starts a server; `settings` are added to its environment, what it writes goes to a file in `logs`."""
     logs.mkdir(parents=True, exist_ok=True)
     log, address = logs / f"{name.lower()}-{port}.log", f"http://{HOST}:{port}"
     with log.open("wb") as file:
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            argv,
+            env=os.environ | (settings or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     running.add(process.pid, SECONDS_TO_STOP)
     return Server(name, process, address, address + health, log)
 
@@ -49,9 +59,10 @@ def start_mlflow(port: int, running: Running) -> Server:
     return start("MLflow", argv, port=port, health="/health", running=running)
 
 
-def start_prefect(port: int, running: Running, *options: str) -> Server:
-    argv = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port), *options]
-    return start("Prefect", argv, port=port, health="/api/ready", running=running)
+def start_prefect(port: int, running: Running) -> Server:
+    argv = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    page = {"PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api"}  # else the page looks for its data on port 4200
+    return start("Prefect", argv, port=port, health="/api/ready", running=running, settings=page)
 
 
 def wait_until_up(server: Server) -> None:
@@ -109,7 +120,7 @@ def prefect_api() -> Iterator[None]:
         return
     running = Running()
     atexit.register(running.interrupt_all)  # after Prefect's own, registered later, have sent the last logs and events
-    server = start_prefect(choose_port(), running, "--no-services", "--no-ui")
+    server = start_prefect(choose_port(), running)
     print("Starting a Prefect server for this run (PREFECT_API_URL would name one that stays: python -m flows.ui).", flush=True)
     wait_until_up(server)
     with temporary_settings({PREFECT_API_URL: f"{server.address}/api"}):

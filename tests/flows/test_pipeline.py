@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from pydantic import ValidationError
 
 from flows import pipeline as module
 from flows.pipeline import RunParams, pipeline, reproduce
+from flows.report import markdown
 
 REPOSITORY = Path(__file__).parents[2]
 GRAPH = """
@@ -89,6 +91,24 @@ def test_a_stage_that_says_nothing_fails_in_dvcs_words(toy: Path) -> None:
 def test_the_form_refuses_what_makes_no_sense(field: str, value: Any) -> None:
     with pytest.raises(ValidationError):
         RunParams(**{field: value})
+
+
+def test_the_report_has_the_metrics_and_with_git_their_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "metrics.json").write_text('{"kid": 2.0}')
+    (tmp_path / "dvc.yaml").write_text("stages: {bake: {cmd: 'true', outs: [bread]}}\nmetrics: [metrics.json]\n")
+    Repo.init(str(tmp_path), no_scm=True)
+    without_git = markdown(tmp_path)
+    assert "## Metrics\n" in without_git
+    assert "| metrics.json | 2.0   |" in without_git
+    assert '["bake"]' in without_git
+    for arguments in (["init", "-q"], ["add", "-f", "metrics.json", "dvc.yaml"], ["commit", "-qm", "first"]):
+        subprocess.run(["git", "-c", "user.name=Cat", "-c", "user.email=cat@example.org", *arguments], check=True)
+    (tmp_path / ".dvc" / "config").write_text("")
+    (tmp_path / "metrics.json").write_text('{"kid": 1.5}')
+    with_git = markdown(tmp_path)
+    assert "## Metrics since the last commit" in with_git
+    assert "-0.5" in with_git
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +200,7 @@ class TestPipeline:
         found = {item.key: item for item in artifacts(state)}
         assert "```mermaid" in found["report"].data
         assert "first" in found["report"].data
-        assert "## Metrics since the last commit" in found["report"].data
+        assert "## Metrics\n" in found["report"].data
         assert float(found["progress-first"].data) == 75.0
 
     def test_the_arrows_and_tags_of_the_tasks_are_those_of_dvc_yaml(self, slow_pipeline: Path) -> None:
@@ -258,6 +278,9 @@ def test_the_command_fails_with_the_words_of_the_stage(toy: Path) -> None:
     assert flow.returncode == 1
     assert "\n\nfirst: the photos are blurred\n" in err
     assert "Traceback" not in err
+    with sqlite3.connect(toy / ".prefect" / "prefect.db") as database:  # what `make ui` shows afterwards
+        kept = set(database.execute("SELECT name, state_name FROM task_run"))
+    assert kept == {("raw.dvc", "Cached"), ("first", "Failed"), ("second", "NotReady")}
     assert "second" in out
     assert "Not run" in out
 

@@ -20,7 +20,7 @@ from flows.processes import CommandError, Running, lines
 POLITE = """
 import signal, sys, time, pathlib
 def stop(*_):
-    print("x" * 200_000)  # more than a pipe holds
+    print("x" * 2_000_000)  # more than a pipe holds
     pathlib.Path("checkpoint").write_text("saved")
     sys.exit(1)
 signal.signal(signal.SIGINT, stop)

@@ -109,6 +109,8 @@ def test_both_pages_answer_and_ctrl_c_leaves_no_process(tmp_path: Path, environm
         assert f"PREFECT_API_URL=http://127.0.0.1:{prefect}/api" in printed
         for address in (f"http://127.0.0.1:{mlflow}/", f"http://127.0.0.1:{prefect}/"):
             assert b"<html" in urllib.request.urlopen(address).read()
+        settings = json.load(urllib.request.urlopen(f"http://127.0.0.1:{prefect}/ui-settings"))
+        assert settings["api_url"] == f"http://127.0.0.1:{prefect}/api"
         assert (tmp_path / "mlflow.db").is_file()
         children = psutil.Process(program.pid).children(recursive=True)
         assert len(children) >= 2

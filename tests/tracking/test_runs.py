@@ -1,5 +1,6 @@
 """A stage's run against a real MLflow store in a temporary folder."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -99,6 +100,15 @@ def test_a_stage_that_raises_marks_its_run_and_the_parent(project: Path, error: 
         raise error
     assert run_info(project, tracker.record["run_id"]).info.status == status
     assert run_info(project, tracker.record["parent_run_id"]).info.status == "FAILED"
+
+
+@pytest.mark.parametrize(("ends", "status"), [("good bad", "FAILED"), ("bad good", "FINISHED")])
+def test_the_newest_run_of_a_stage_decides_about_the_parent(project: Path, ends: str, status: str) -> None:
+    for end in ends.split():
+        with contextlib.suppress(RuntimeError), run_of(project, key=end) as tracker:
+            if end == "bad":
+                raise RuntimeError("no")
+    assert run_info(project, tracker.record["parent_run_id"]).info.status == status
 
 
 def test_stages_of_one_point_share_a_parent_and_a_changed_parameter_makes_another(project: Path) -> None:
