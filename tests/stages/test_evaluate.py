@@ -28,7 +28,7 @@ from darkroom.models.weights import save_model
 from darkroom.provenance import read_index, write_index
 from darkroom.sampling import DiffusionConfig, TextToImage
 from darkroom.tracking.tracker import NullTracker
-from stages.evaluate import choose_sources
+from stages.evaluate import choose_sources, encode_texts
 from tests.tiny_run import make_project, run_stage, write_params
 
 CLIP = {"embed_dim": 16, "image_size": 16, "patch_size": 8, "vision_width": 32, "vision_layers": 1,
@@ -183,6 +183,14 @@ def test_prompts_are_held_out_captions_with_those_that_training_never_saw_first(
     assert choose_sources(held_out, {"seen", "other"}, 6) == [1, 3, 0, 2, 1, 3]
 
 
+def test_texts_are_encoded_in_their_order_and_equal_ones_equally(project):
+    artist = TextToImage.load(project / "data")
+    texts = ["a pink cat", "a cat", "a pink cat", "a dog"]
+    found = encode_texts(artist, texts, batch_size=2)
+    np.testing.assert_allclose(found, artist.clip.encode_texts(texts).numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found[0], found[2])
+
+
 def test_two_runs_give_the_same_report_and_batches_do_not_matter(project):
     first = evaluate(project, num_samples=8)
     page = (project / "data" / "report" / "report.html").read_bytes()
@@ -207,7 +215,9 @@ def test_metrics_are_finite_named_in_the_glossary_and_shown(project):
 def test_the_report_tells_what_it_was_measured_with_and_shows_pictures_and_curves(project):
     metrics = evaluate(project, num_samples=8, num_grid=4)
     html = (project / "data" / "report" / "report.html").read_text()
-    for fact in (metrics["features"], "ddim, 2 steps, guidance scale 2", "0 to 7", metrics["eval_key"][:12], "Loss of train_unet"):
+    unseen = sum(caption not in photos(project, "train").captions for caption in photos(project, "val").captions)
+    samples = f"8, of 8 captions of held-out photos; the captions of {min(unseen, 8)} are not in training"
+    for fact in (samples, metrics["features"], "ddim, 2 steps, guidance scale 2", "0 to 7", metrics["eval_key"][:12], "Loss of train_unet"):
         assert fact in html
     assert "Loss of train_vae" not in html  # it has no curve
     assert len(re.findall(r"<img[^>]*>", html)) > 4 + 2 + 2
