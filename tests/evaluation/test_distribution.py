@@ -197,9 +197,7 @@ def test_too_few_pictures_on_either_side_are_refused(measure, least):
     measure(many, normal(least, 3))
 
 
-@pytest.mark.parametrize(
-    ("measure", "least"), [(kernel_distance, 3), (lambda a, b, of_a, of_b: precision_recall(a, b, 4, of_a, of_b), 5)]
-)
+@pytest.mark.parametrize(("measure", "least"), [(kernel_distance, 3), (lambda a, b, of_a, of_b: precision_recall(a, b, 4, of_a, of_b), 5)])
 def test_samples_of_one_caption_count_as_one(measure, least):
     a, b = normal(20, 3), normal(20, 3, seed=1)
     few, many = np.arange(20) % (least - 1), np.arange(20)
