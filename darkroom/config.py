@@ -20,7 +20,7 @@ class Section(BaseModel):
 
 
 class IngestParams(Section):
-    size: int = Field(ge=8, le=4096)  # side of the square pictures, px
+    size: int = Field(ge=16, le=4096)  # side of the square pictures, px
     captions: list[Literal["text_file", "metadata", "folder"]]  # where to look, first hit wins; the template is last
     caption_template: str = Field(min_length=1)  # {folder} and {stem} may be used; the caption of a photo without one
     max_caption_characters: int = PositiveInt  # a longer caption rejects its photo
@@ -189,7 +189,7 @@ class RegisterParams(Section):
     model_name: str = Field(min_length=1)  # in the MLflow registry
     metric: str = Field(min_length=1)  # of metrics.json, lower is better
     standard_errors: float = Field(ge=0)  # champion only if better by this many standard errors
-    max_copied_fraction: float = Fraction  # samples nearer to a training photo than held-out photos are; above: refused
+    max_copied_fraction: float = Fraction  # 0.5 = as far from training photos as fresh photos are, 1 = copies; above: refused
 
 
 SECTIONS: dict[str, type[Section]] = {

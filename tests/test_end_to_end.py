@@ -175,9 +175,9 @@ def test_clip_is_finetuned_from_a_folder_and_used_as_it_is(workspace):
 def test_captions_that_were_cut_are_reported(workspace, caplog):
     metadata = workspace / "data" / "raw" / "metadata.jsonl"
     rows = [json.loads(line) for line in metadata.read_text().splitlines()]
-    rows[0]["text"] += ", seen by a very particular mouse"
+    rows[0]["text"] += ", seen by a very particular mouse who lives under the stairs of the old house"
     metadata.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name in DRAWING[:4]:
         run_stage(name, workspace)
     assert "longer than the 24 tokens" in caplog.text
-    assert "particular mouse" in caplog.text
+    assert "under the stairs" in caplog.text
