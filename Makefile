@@ -10,7 +10,7 @@ ARGS ?=
 # `make demo PRESET=presets/x.yaml` runs in a copy of the project, so that your params.yaml and data/ stay as they are.
 PRESET ?= params.yaml
 RUN := $(if $(filter params.yaml,$(PRESET)),.,.scratch/demo-$(basename $(notdir $(PRESET))))
-CATS ?= 4000
+CATS ?= 3000
 READY_DVC = { [ -d .dvc ] || dvc init --quiet --no-scm; } && { [ -e .git ] || dvc config --quiet --local core.no_scm true; }
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)

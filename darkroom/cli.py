@@ -57,7 +57,7 @@ def _add_demo_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser
         examples=["darkroom demo-data data/raw", "darkroom demo-data /tmp/cats --num-cats 500 --size 64 --seed 7"],
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="a new or empty folder")
-    parser.add_argument("--num-cats", type=int, default=4000, metavar="N", help="pictures (default: %(default)s)")
+    parser.add_argument("--num-cats", type=int, default=3000, metavar="N", help="pictures (default: %(default)s)")
     parser.add_argument("--size", type=int, default=32, metavar="PX", help="side of the square pictures (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other cats (default: %(default)s)")
     parser.set_defaults(command=_demo_data)
