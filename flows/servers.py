@@ -19,7 +19,7 @@ from flows.processes import Running
 
 HOST = "127.0.0.1"
 LOGS = Path(".scratch") / "servers"
-SECONDS_TO_START = 120
+SECONDS_TO_START = 180
 SECONDS_TO_STOP = 10
 SECONDS_BETWEEN_LOOKS = 0.3
 
@@ -31,12 +31,21 @@ class Server:
     name: str
     process: subprocess.Popen[bytes]
     address: str
+    page: str  # what to open in a browser
     health: str  # what answers 200 when it is up
     log: Path
 
 
 def start(
-    name: str, argv: list[str], *, port: int, health: str, running: Running, settings: dict[str, str] | None = None, logs: Path = LOGS
+    name: str,
+    argv: list[str],
+    *,
+    port: int,
+    health: str,
+    running: Running,
+    page: str = "/",
+    settings: dict[str, str] | None = None,
+    logs: Path = LOGS,
 ) -> Server:
     """Starts a server; `settings` are added to its environment, what it writes goes to a file in `logs`."""
     logs.mkdir(parents=True, exist_ok=True)
@@ -51,18 +60,19 @@ def start(
             start_new_session=True,
         )
     running.add(process.pid, SECONDS_TO_STOP)
-    return Server(name, process, address, address + health, log)
+    return Server(name, process, address, address + page, address + health, log)
 
 
 def start_mlflow(port: int, running: Running) -> Server:
     argv = [sys.executable, "-m", "darkroom.tracking.server", "--host", HOST, "--port", str(port)]
-    return start("MLflow", argv, port=port, health="/health", running=running)
+    page = "/#/experiments?workflowType=machine_learning"  # else it opens among chats and prompts
+    return start("MLflow", argv, port=port, health="/health", running=running, page=page)
 
 
 def start_prefect(port: int, running: Running) -> Server:
     argv = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
-    page = {"PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api"}  # else the page looks for its data on port 4200
-    return start("Prefect", argv, port=port, health="/api/ready", running=running, settings=page)
+    settings = {"PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api"}  # else the page looks for its data on port 4200
+    return start("Prefect", argv, port=port, health="/api/ready", running=running, settings=settings)
 
 
 def wait_until_up(server: Server) -> None:

@@ -32,7 +32,7 @@ def serve(mlflow_port: int | None, prefect_port: int | None, running: Running) -
 def _watch(servers: list[Server]) -> None:
     for server in servers:
         wait_until_up(server)
-        print(f"{server.name:<8} {server.address}", flush=True)
+        print(f"{server.name:<8} {server.page}", flush=True)
         if server.name == "Prefect":
             print(f"         to see a run as it goes: PREFECT_API_URL={server.address}/api python -m flows.pipeline", flush=True)
     if servers:

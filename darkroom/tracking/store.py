@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 EXPERIMENT = "darkroom"
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's page shows curves first, not chats
 SECONDS_TO_WAIT_FOR_LOCK = 120  # the first one creates the database, which takes some ten seconds
 
 
@@ -82,7 +81,7 @@ def open_store(root: Path) -> Store:
         found = client.search_experiments(view_type=ViewType.ALL, filter_string=f"name = '{name}'")
         if found and found[0].lifecycle_stage == "deleted":
             client.restore_experiment(found[0].experiment_id)
-        experiment_id = found[0].experiment_id if found else client.create_experiment(name, artifact_location=location, tags=KIND)
+        experiment_id = found[0].experiment_id if found else client.create_experiment(name, artifact_location=location)
     return Store(client, name, experiment_id, uri, root)
 
 

@@ -68,7 +68,7 @@ def test_a_server_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: py
 
 def test_a_server_that_ends_by_itself_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def start_briefly(port: int, running: Running) -> Server:
-        return Server("MLflow", subprocess.Popen(["true"]), "", "", tmp_path / "mlflow.log")
+        return Server("MLflow", subprocess.Popen(["true"]), "", "", "", tmp_path / "mlflow.log")
 
     monkeypatch.setattr(ui, "start_mlflow", start_briefly)
     monkeypatch.setattr(ui, "start_prefect", start_briefly)
