@@ -1,5 +1,6 @@
 """`make` with an environment of pretended commands: what is installed, drawn and copied, and what is left alone."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -35,7 +36,10 @@ def pretend(root: Path, name: str, script: str) -> None:
 
 
 def make(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["make", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    """make as from a terminal: nothing of a `make test VENV=...` that these tests may run in reaches it."""
+    outer = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "VENV", "PYTHON", "WORKERS", "ARGS", "PRESET", "CATS")
+    environment = {name: value for name, value in os.environ.items() if name not in outer}
+    return subprocess.run(["make", *arguments], cwd=root, env=environment, capture_output=True, text=True, check=False)
 
 
 def calls(folder: Path) -> list[str]:
