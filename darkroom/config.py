@@ -207,12 +207,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """YAML 1.2 by ruamel, DVC's own parser, so that both read `1e-4` as a number.
 
     Raises:
-        ValueError: the file is missing, is not YAML or is not a mapping.
+        ValueError: the file is missing, is not UTF-8, is not YAML or is not a mapping.
     """
     if not path.is_file():
         raise ValueError(f"{path} is missing. Take one of presets/, e.g. `cp presets/photos-64-cpu.yaml {path}`.")
     try:
         content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
     except YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):

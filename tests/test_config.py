@@ -184,3 +184,9 @@ def test_sections_cannot_be_changed() -> None:
     section = load_params(ROOT / "params.yaml")["ingest"]
     with pytest.raises(ValidationError, match="frozen"):
         section.size = 64  # type: ignore[attr-defined]
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_bytes(b"ingest: caf\xe9\n")
+    with pytest.raises(ValueError, match=r"params\.yaml is not UTF-8 text \(byte 11\)"):
+        read_yaml(tmp_path / "params.yaml")
