@@ -1,4 +1,3 @@
-import re
 from pathlib import Path
 
 import pytest
@@ -134,10 +133,3 @@ def test_a_folder_without_dvc_is_refused(tmp_path: Path) -> None:
 def test_the_projects_own_stages_have_readable_policies() -> None:
     nodes = {node.name: node for node in load(REPOSITORY)}
     assert all(node.policy.tags for node in nodes.values() if not node.is_source)
-
-
-def test_no_stage_is_named_in_the_flows() -> None:
-    names = {node.name for node in load(REPOSITORY) if not node.is_source}
-    for file in (REPOSITORY / "flows").glob("*.py"):
-        words = set(re.findall(r"\w+", file.read_text(encoding="utf-8")))
-        assert not names & words, file
