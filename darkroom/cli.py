@@ -107,7 +107,7 @@ def _sample(arguments: argparse.Namespace) -> None:
 
     from PIL import Image
 
-    from darkroom.evaluation.report import picture_grid
+    from darkroom.evaluation.grid import picture_grid
     from darkroom.provenance import replacing
     from darkroom.sampling import TextToImage
 

@@ -24,14 +24,14 @@ def progress(items: Iterable[Item], *, desc: str, total: int | None = None, init
         yield from tqdm(items, desc=desc, total=total, initial=initial, unit=unit, dynamic_ncols=True)
         return
     started = last = time.monotonic()
-    step = initial
+    step = printed = initial
     for step, item in enumerate(items, start=initial + 1):
         yield item
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES:
             _print_line(desc, step, total, seconds_per_step=(now - started) / (step - initial))
-            last = now
-    if last > started:  # short work stays silent
+            last, printed = now, step
+    if last > started and step > printed:  # short work stays silent
         _print_line(desc, step, total, seconds_per_step=0.0)
 
 

@@ -42,3 +42,13 @@ def shared(project: Path) -> Path:
     if not folder.is_dir():
         pytest.skip("there is no folder ../shared with real photos")
     return folder
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database to copy; making one takes seconds."""
+    from mlflow import MlflowClient
+
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file

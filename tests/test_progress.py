@@ -54,7 +54,7 @@ def test_work_of_unknown_length_has_no_total_unless_it_is_given(clock: list[floa
 
     list(progress(endless(), desc="work"))
     list(progress(endless(), desc="work", total=2))
-    without, _, _, with_total, _, _ = lines(capsys.readouterr().out)
+    without, _, with_total, _ = lines(capsys.readouterr().out)
     assert without == {"desc": "work", "step": 1}
     assert (with_total["step"], with_total["total"]) == (1, 2)
 

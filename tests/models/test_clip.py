@@ -12,23 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from darkroom.models.clip import ClipTowers
-
-TINY = {
-    "embed_dim": 16,
-    "image_size": 16,
-    "patch_size": 8,
-    "vision_width": 32,
-    "vision_layers": 1,
-    "text_width": 64,
-    "text_layers": 2,
-    "context_length": 12,
-}
-CAPTIONS = ["a black cat", "two ginger cats on a sofa"]
-
-
-@pytest.fixture(scope="module")
-def towers() -> ClipTowers:
-    return ClipTowers.build(TINY, seed=0).eval()
+from tests.models.tiny_clip import CAPTIONS, TINY
 
 
 def pictures(size: int = 16, count: int = 2) -> np.ndarray:

@@ -24,16 +24,6 @@ REPOSITORY = Path(__file__).parents[2]
 READS = ("vae", "clip", "unet", "report")
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database; making one takes seconds."""
-    from mlflow import MlflowClient
-
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
-
-
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: Path) -> Path:
     """A project whose models are stand-ins; no stage but `register` has anything to do."""
