@@ -30,8 +30,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "darkroom.tracking.served_model": ("darkroom.sampling", "darkroom.tracking"),
     "darkroom.training": (*GROUND, "darkroom.models", "darkroom.diffusion", "darkroom.data", "darkroom.tracking.tracker"),
     "darkroom.sampling": (*GROUND, "darkroom.models", "darkroom.diffusion", "darkroom.tracking.registry"),
+    "darkroom.interchange": (*GROUND, "darkroom.models", "darkroom.diffusion", "darkroom.sampling"),
     "darkroom.stage": (*GROUND, "darkroom.tracking"),
-    "darkroom.cli": (*GROUND, "darkroom.sampling", "darkroom.tracking", "darkroom.data", "darkroom.evaluation"),
+    "darkroom.cli": (*GROUND, "darkroom.sampling", "darkroom.interchange", "darkroom.tracking", "darkroom.data", "darkroom.evaluation"),
     "stages": ("darkroom",),
     "flows": ("darkroom.config",),
 }
@@ -46,7 +47,9 @@ DOORS: dict[str, tuple[str, ...]] = {
     "accelerate": ("darkroom.training", "stages"),
     "ruamel": ("darkroom.config",),
     "yaml": (),
+    "peft": ("darkroom.models.lora",),
     "diffusers": (),  # a test oracle, not a dependency
+    "transformers": (),  # likewise
 }
 
 MAX_FILE_LINES = 300
