@@ -1,6 +1,11 @@
-"""What the network predicts ends here: samplers see D(x, sigma), training sees a target and a weight."""
+"""What the network predicts ends here: samplers see D(x, sigma), training sees a target and a weight.
+
+Four predictions are one family: the network sees c_in x and answers F, and D = c_skip x + c_out F (Karras et al. 2022,
+equation 7), with x = x_0 + sigma noise. `scalings` holds the coefficients; sampling, training and the weights read them there.
+"""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,79 +13,110 @@ from torch import Tensor
 from darkroom.diffusion.schedule import Schedule
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x, sigma) -> denoised: the expected x_0, given x = x_0 + sigma * noise
-Net = Callable[[Tensor, Tensor], Tensor]  # (variance-preserving x (B, C, h, w), t (B,)) -> prediction (B, C, h, w)
+Net = Callable[[Tensor, Tensor], Tensor]  # (x at the network's scale (B, C, h, w), t (B,)) -> prediction (B, C, h, w)
 
-PREDICTIONS = ("epsilon", "v_prediction")
-WEIGHTINGS = ("simple", "min_snr")
+PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")  # the words of diffusers; "sample" is x_0
+
+
+class Scalings(NamedTuple):
+    """Float64, of the shape of sigma."""
+
+    c_in: Tensor
+    c_skip: Tensor
+    c_out: Tensor
+
+
+def scalings(sigma: Tensor, prediction: str) -> Scalings:
+    """Coefficients of c_in, c_skip and c_out of a prediction at a noise level.
+
+    "epsilon" is the noise and "v_prediction" sqrt(abar) noise - sqrt(1 - abar) x_0 (Salimans & Ho 2022, appendix D); with
+    "sample", the picture itself, their network sees the variance-preserving x_t. "flow" is the velocity noise - x_0 of rectified
+    flow, and its network sees the straight mix (1 - s) x_0 + s noise, s = sigma / (1 + sigma) (Liu et al. 2023, equation 1).
+
+    Raises:
+        ValueError: an unknown prediction.
+    """
+    sigma = sigma.to(torch.float64)
+    c_in = 1 / (1 + sigma) if prediction == "flow" else (1 + sigma**2).rsqrt()
+    match prediction:
+        case "epsilon":
+            return Scalings(c_in, torch.ones_like(sigma), -sigma)
+        case "v_prediction":
+            return Scalings(c_in, c_in**2, -sigma * c_in)
+        case "sample":
+            return Scalings(c_in, torch.zeros_like(sigma), torch.ones_like(sigma))
+        case "flow":
+            return Scalings(c_in, c_in, -sigma * c_in)
+    raise ValueError(f"There is no prediction {prediction!r}; there are {', '.join(PREDICTIONS)}.")
 
 
 def make_denoiser(net: Net, schedule: Schedule, prediction: str) -> Denoise:
     """Wraps a trained network as D(x, sigma); sigma is 0-dimensional or (B,).
 
-    The network sees x / sqrt(1 + sigma^2), in the dtype of x, and the timestep of that sigma. The prediction is turned into a
-    picture in the dtype of x, with coefficients computed in float64: sigma may reach 1e4.
+    The network sees c_in x, in the dtype of x, and the timestep of that sigma. The prediction is turned into a picture in the
+    dtype of x, with coefficients computed in float64: sigma may reach 1e5.
 
     Raises:
-        ValueError: an unknown prediction.
+        ValueError: an unknown prediction, or one that this schedule cannot have.
     """
-    _check_prediction(prediction)
+    check_prediction(prediction, schedule)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         t = schedule.sigma_to_t(sigma).to(x.device, torch.float32).expand(x.shape[0])
-        sigma = sigma.to(torch.float64)
-        output = net(_times(x, (1 + sigma**2).rsqrt()), t).to(x.dtype)
-        if prediction == "epsilon":
-            return x - _times(output, sigma)
-        return _times(x, 1 / (1 + sigma**2)) - _times(output, sigma * (1 + sigma**2).rsqrt())  # Salimans & Ho 2022, appendix D
+        c_in, c_skip, c_out = scalings(sigma, prediction)
+        output = net(times(x, c_in), t).to(x.dtype)
+        return times(x, c_skip) + times(output, c_out)
 
     return denoise
 
 
-def add_noise(latents: Tensor, noise: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-    """A draw of q(x_t | x_0), variance-preserving (Ho et al. 2020, equation 4). latents, noise (B, C, h, w); t (B,) whole"""
-    alphas_cumprod = schedule.alphas_cumprod.to(t.device)[t]
-    return _times(latents, alphas_cumprod.sqrt()) + _times(noise, (1 - alphas_cumprod).sqrt())
+def add_noise(latents: Tensor, noise: Tensor, t: Tensor, schedule: Schedule, prediction: str) -> Tensor:
+    """What the network sees in training, c_in (x_0 + sigma noise).
 
+    But for "flow" this is a draw of q(x_t | x_0) = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise (Ho et al. 2020, equation 4).
 
-def target(latents: Tensor, noise: Tensor, t: Tensor, schedule: Schedule, prediction: str) -> Tensor:
-    """What the network should say about `add_noise(latents, noise, t, schedule)`: the noise, or v (Salimans & Ho 2022, section 4).
+    Args:
+        latents: x_0, (B, C, h, w).
+        noise: (B, C, h, w), standard normal.
+        t: (B,) whole.
 
     Raises:
         ValueError: an unknown prediction.
     """
-    _check_prediction(prediction)
-    if prediction == "epsilon":
-        return noise
-    alphas_cumprod = schedule.alphas_cumprod.to(t.device)[t]
-    return _times(noise, alphas_cumprod.sqrt()) - _times(latents, (1 - alphas_cumprod).sqrt())
+    sigma = schedule.sigmas.to(t.device)[t]
+    c_in = scalings(sigma, prediction).c_in
+    return times(latents, c_in) + times(noise, sigma * c_in)
 
 
-def loss_weights(t: Tensor, schedule: Schedule, prediction: str, kind: str = "simple", gamma: float = 5.0) -> Tensor:
-    """Factor of the squared error at each timestep: (B,) fp32.
-
-    Args:
-        t: (B,) whole.
-        kind: "simple" is 1 (Ho et al. 2020, equation 14); "min_snr" weighs the error of x_0 by min(SNR, gamma)
-            (Hang et al. 2023, section 3.4), here in terms of the error of what is predicted.
+def target(latents: Tensor, noise: Tensor, t: Tensor, schedule: Schedule, prediction: str) -> Tensor:
+    """What the network should say about `add_noise(...)` of the same arguments, so that D is x_0.
 
     Raises:
-        ValueError: an unknown prediction or kind.
+        ValueError: an unknown prediction, or one that this schedule cannot have.
     """
-    _check_prediction(prediction)
-    if kind == "simple":
-        return torch.ones_like(t, dtype=torch.float32)
-    if kind == "min_snr":
-        snr = (schedule.sigmas**-2).to(t.device)[t]
-        x0_error = snr if prediction == "epsilon" else snr + 1  # squared error of the prediction / squared error of x_0
-        return (snr.clamp(max=gamma) / x0_error).float()
-    raise ValueError(f"There is no loss weighting {kind!r}; there are {', '.join(WEIGHTINGS)}.")
+    check_prediction(prediction, schedule)
+    match prediction:
+        case "epsilon":
+            return noise
+        case "sample":
+            return latents
+        case "flow":
+            return noise - latents
+    alphas_cumprod = schedule.alphas_cumprod.to(t.device)[t]
+    return times(noise, alphas_cumprod.sqrt()) - times(latents, (1 - alphas_cumprod).sqrt())  # Salimans & Ho 2022, section 4
 
 
-def _times(x: Tensor, factor: Tensor) -> Tensor:
+def times(x: Tensor, factor: Tensor) -> Tensor:
     """x (B, ...) times one factor for all or one for each sample, in the dtype of x."""
     return x * factor.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
-def _check_prediction(prediction: str) -> None:
+def check_prediction(prediction: str, schedule: Schedule) -> None:
+    """Refuses an unknown prediction, and the noise where nothing but noise is seen: the answer would say nothing about the picture."""
     if prediction not in PREDICTIONS:
         raise ValueError(f"There is no prediction {prediction!r}; there are {', '.join(PREDICTIONS)}.")
+    if prediction == "epsilon" and schedule.zero_terminal_snr:
+        raise ValueError(
+            "prediction: epsilon cannot have schedule.zero_terminal_snr: true, because noise alone tells nothing about the picture; "
+            "take v_prediction, sample or flow."
+        )

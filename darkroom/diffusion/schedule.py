@@ -2,6 +2,7 @@
 
 DDPM (Ho et al. 2020) keeps the variance: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise, t = 0 .. T-1. Divided by
 sqrt(abar_t) the same picture is x = x_0 + sigma noise with sigma = sqrt((1 - abar_t) / abar_t) (Karras et al. 2022).
+The papers count t from 1; here t = 0 is their 1, and the clean picture is before it.
 """
 
 import math
@@ -15,7 +16,8 @@ from torch import Tensor
 COSINE_OFFSET = 0.008  # Nichol & Dhariwal 2021, section 3.2
 MAX_BETA = 0.999  # there too: the last cosine beta would be 1
 KARRAS_RHO = 7.0  # Karras et al. 2022, equation 5
-KINDS = ("linear", "quadratic", "sigmoid", "scaled_linear", "cosine")
+TERMINAL_SIGNAL = 2.0**-16  # sqrt(abar) that stands for 0 in a schedule of zero terminal SNR
+KINDS = ("linear", "quadratic", "sigmoid", "scaled_linear", "cosine", "flow")
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +26,20 @@ class Schedule:
     num_train_timesteps: int
     beta_start: float
     beta_end: float
+    zero_terminal_snr: bool
     betas: Tensor  # (T,), variance that step t adds
 
     @classmethod
-    def make(cls, kind: str, num_train_timesteps: int, beta_start: float, beta_end: float) -> Self:
-        """A schedule by name. `cosine` has no use for the two betas; `quadratic` (DDPM's name) is Stable Diffusion's `scaled_linear`.
+    def make(cls, kind: str, num_train_timesteps: int, beta_start: float, beta_end: float, zero_terminal_snr: bool = False) -> Self:
+        """A schedule by name. `quadratic` (DDPM's name) is Stable Diffusion's `scaled_linear`; `cosine` and `flow` have no use for betas.
+
+        Args:
+            kind: one of KINDS. `flow` has the noise levels of rectified flow (Liu et al. 2023), where x = (1 - s) x_0 + s noise at
+                s = (t + 1) / (T + 1): sigma = s / (1 - s) goes from 1/T to T.
+            num_train_timesteps: T.
+            beta_start: the first beta.
+            beta_end: the last beta.
+            zero_terminal_snr: stretch the schedule so that its last step has no signal left (see `zero_terminal`).
 
         Raises:
             ValueError: an unknown kind, or betas that do not rise within (0, 1).
@@ -48,9 +59,13 @@ class Schedule:
                 betas = beta_start + (beta_end - beta_start) * torch.sigmoid(between(-6, 6))
             case "cosine":
                 betas = _cosine_betas(num_train_timesteps)
+            case "flow":
+                betas = _flow_betas(num_train_timesteps)
             case _:
                 raise ValueError(f"There is no schedule {kind!r}; there are {', '.join(KINDS)}.")
-        return cls(kind, num_train_timesteps, beta_start, beta_end, betas)
+        if zero_terminal_snr:
+            betas = zero_terminal(betas)
+        return cls(kind, num_train_timesteps, beta_start, beta_end, zero_terminal_snr, betas)
 
     @cached_property
     def alphas(self) -> Tensor:
@@ -62,9 +77,19 @@ class Schedule:
         return self.alphas.cumprod(0)
 
     @cached_property
+    def alphas_cumprod_previous(self) -> Tensor:
+        """abar_(t-1); 1 before the first step."""
+        return torch.cat([self.betas.new_ones(1), self.alphas_cumprod[:-1]])
+
+    @cached_property
     def sigmas(self) -> Tensor:
         """Rising; the noise-to-signal ratio after step t."""
         return ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt()
+
+    @cached_property
+    def snr(self) -> Tensor:
+        """The signal-to-noise ratio abar / (1 - abar) after step t."""
+        return self.sigmas**-2
 
     def sigma_to_t(self, sigma: Tensor) -> Tensor:
         """The fractional timestep of a noise level, by linear interpolation in log sigma; levels beyond the ends get the ends.
@@ -108,6 +133,30 @@ class Schedule:
         else:
             raise ValueError(f"There is no spacing {spacing!r}; there are trailing and karras.")
         return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+def zero_terminal(betas: Tensor) -> Tensor:
+    """Betas whose last step leaves no signal (Lin et al. 2024, algorithm 1): sqrt(abar) shifted to end in 0, scaled to begin where it did.
+
+    The end is not 0 but TERMINAL_SIGNAL, or half of the step before where that is less, because sigma = 1 / sqrt(abar) must be finite.
+    At sigma 65536, what is left of the picture and the rounding of x = x_0 + sigma noise in fp32 are equally small beside the next
+    step's noise, both about 1e-5.
+    """
+    signal = (1 - betas).cumprod(0).sqrt()
+    first, last = signal[0], signal[-1]
+    signal = (signal - last) * first / (first - last)
+    signal[-1] = (signal[-2] / 2).clamp(max=TERMINAL_SIGNAL)
+    return _betas_of(signal**2)
+
+
+def _betas_of(alphas_cumprod: Tensor) -> Tensor:
+    return 1 - alphas_cumprod / torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
+
+
+def _flow_betas(num_train_timesteps: int) -> Tensor:
+    """Betas of sigma_t = s / (1 - s), s = (t + 1) / (T + 1); the variance-preserving abar is 1 / (1 + sigma^2)."""
+    sigmas = torch.arange(1, num_train_timesteps + 1, dtype=torch.float64) / torch.arange(num_train_timesteps, 0, -1, dtype=torch.float64)
+    return _betas_of(1 / (1 + sigmas**2))
 
 
 def _cosine_betas(num_train_timesteps: int) -> Tensor:

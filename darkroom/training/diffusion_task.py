@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from darkroom.config import TrainUnetParams
 from darkroom.data.latents import LatentShards
-from darkroom.diffusion.denoiser import add_noise, loss_weights, target
+from darkroom.diffusion.denoiser import add_noise, target
 from darkroom.diffusion.schedule import Schedule
+from darkroom.diffusion.weighting import loss_weights
 from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.unet import UNet2DConditionModel
 from darkroom.training.batches import VAL_SAMPLES, Batch, chunks
@@ -61,7 +62,7 @@ class DiffusionTask:
         moments = torch.from_numpy(shards.moments(indices, flips))  # (B, 2, C, h, w)
         latents = self.vae.normalise(moments[:, 0] + moments[:, 1] * posterior)
         return {
-            "x": add_noise(latents, noise, timesteps, self.schedule),
+            "x": add_noise(latents, noise, timesteps, self.schedule, self.params.prediction),
             "target": target(latents, noise, timesteps, self.schedule, self.params.prediction),
             "timesteps": timesteps,
             "context": torch.from_numpy(shards.context(indices, dropped)),

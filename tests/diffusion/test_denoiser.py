@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from darkroom.diffusion.denoiser import PREDICTIONS, add_noise, loss_weights, make_denoiser, target
+from darkroom.diffusion.denoiser import PREDICTIONS, add_noise, make_denoiser, target
 from darkroom.diffusion.schedule import KINDS, Schedule
+from darkroom.diffusion.weighting import loss_weights
 
 SCHEDULE = Schedule.make("scaled_linear", 1000, 0.00085, 0.012)
 
@@ -25,7 +26,7 @@ def test_a_network_that_says_its_target_denoises_to_the_clean_latents(kind: str,
     x = latents + sigma.view(-1, 1, 1, 1) * noise
 
     def net(seen: Tensor, timesteps: Tensor) -> Tensor:
-        torch.testing.assert_close(seen, add_noise(latents, noise, t, schedule))
+        torch.testing.assert_close(seen, add_noise(latents, noise, t, schedule, prediction))
         torch.testing.assert_close(timesteps, t.float(), rtol=0, atol=1e-3)
         return target(latents, noise, t, schedule, prediction)
 
@@ -67,7 +68,7 @@ def test_noised_latents_and_v_targets_are_those_of_diffusers() -> None:
     diffusers = pytest.importorskip("diffusers")
     oracle = diffusers.DDPMScheduler(1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     latents, noise, t = draw(4, 2, 3, 3).float(), draw(4, 2, 3, 3, seed=1).float(), torch.tensor([0, 10, 500, 999])
-    torch.testing.assert_close(add_noise(latents, noise, t, SCHEDULE), oracle.add_noise(latents, noise, t), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(add_noise(latents, noise, t, SCHEDULE, "epsilon"), oracle.add_noise(latents, noise, t), rtol=1e-4, atol=1e-5)
     velocity = oracle.get_velocity(latents, noise, t)
     torch.testing.assert_close(target(latents, noise, t, SCHEDULE, "v_prediction"), velocity, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(target(latents, noise, t, SCHEDULE, "epsilon"), noise)
@@ -75,7 +76,7 @@ def test_noised_latents_and_v_targets_are_those_of_diffusers() -> None:
 
 def test_noised_latents_have_the_mean_and_variance_of_q() -> None:
     t = torch.full((200_000,), 300)
-    x = add_noise(torch.full((200_000, 1), 2.0), draw(200_000, 1).float(), t, SCHEDULE)
+    x = add_noise(torch.full((200_000, 1), 2.0), draw(200_000, 1).float(), t, SCHEDULE, "epsilon")
     alphas_cumprod = SCHEDULE.alphas_cumprod[300].item()
     assert x.mean().item() == pytest.approx(2 * alphas_cumprod**0.5, abs=0.01)
     assert x.var().item() == pytest.approx(1 - alphas_cumprod, rel=0.02)
@@ -110,10 +111,10 @@ def test_simple_weighs_every_timestep_alike() -> None:
     ids=["make_denoiser", "target", "loss_weights"],
 )
 def test_an_unknown_prediction_is_refused(use: Callable[[str], object]) -> None:
-    with pytest.raises(ValueError, match="no prediction 'x0'; there are epsilon, v_prediction"):
+    with pytest.raises(ValueError, match="no prediction 'x0'; there are epsilon, v_prediction, sample, flow"):
         use("x0")
 
 
 def test_an_unknown_weighting_is_refused() -> None:
-    with pytest.raises(ValueError, match="no loss weighting 'p2'; there are simple, min_snr"):
-        loss_weights(torch.tensor([0]), SCHEDULE, "epsilon", kind="p2")
+    with pytest.raises(ValueError, match="no loss weighting 'p3'; there are simple, min_snr, soft_min_snr, p2, variational"):
+        loss_weights(torch.tensor([0]), SCHEDULE, "epsilon", kind="p3")
