@@ -132,10 +132,11 @@ class UnetModel(Section):
 
 
 class ScheduleParams(Section):
-    kind: Literal["linear", "quadratic", "sigmoid", "scaled_linear", "cosine"]
+    kind: Literal["linear", "quadratic", "sigmoid", "scaled_linear", "cosine", "flow"]
     num_train_timesteps: int = Field(ge=2)
     beta_start: float = Field(gt=0, lt=1)
     beta_end: float = Field(gt=0, lt=1)
+    zero_terminal_snr: bool  # stretched so that the last step is noise alone
 
 
 class SamplerParams(Section):
@@ -147,13 +148,28 @@ class SamplerParams(Section):
 class TrainUnetParams(TrainingParams):
     model: UnetModel
     schedule: ScheduleParams
-    prediction: Literal["epsilon", "v_prediction"]
-    loss_weighting: Literal["simple", "min_snr"]
-    min_snr_gamma: float = Field(gt=0)
+    prediction: Literal["epsilon", "v_prediction", "sample", "flow"]
+    loss_weighting: Literal["simple", "min_snr", "soft_min_snr", "p2", "variational"]
+    min_snr_gamma: float = Field(gt=0)  # of min_snr and soft_min_snr
+    p2_gamma: float = Field(ge=0)
+    timesteps: Literal["uniform", "quasi_random", "lognormal"]  # how training draws them
+    lognormal_mean: float  # of log sigma
+    lognormal_std: float = Field(gt=0)
+    noise_offset: float = Field(ge=0)  # standard deviation of a noise that is one number a channel, added to the noise
+    input_perturbation: float = Field(ge=0)  # standard deviation of noise that the network sees but is not asked for
     caption_dropout: float = Fraction  # share of captions replaced by the empty prompt, for guidance
     sample_every: int = PositiveInt  # steps between sample pictures
     num_samples: int = PositiveInt  # sample pictures, of held-out captions
     sampling: SamplerParams  # of these pictures, and the default of the trained model
+
+    @model_validator(mode="after")
+    def _noise_can_be_told(self) -> "TrainUnetParams":
+        if self.prediction == "epsilon" and self.schedule.zero_terminal_snr:
+            raise ValueError(
+                "prediction: epsilon cannot have schedule.zero_terminal_snr: true, because noise alone tells nothing about the "
+                "picture; take v_prediction, sample or flow"
+            )
+        return self
 
 
 class FeatureParams(Section):

@@ -109,8 +109,13 @@ def test_a_missing_section_or_key_is_named(tmp_path: Path, content: dict[str, An
         ("train_vae", "decoder_scale", 0.0),
         ("train_vae", "likelihood", "poisson"),
         ("train_unet", "caption_dropout", -0.1),
-        ("train_unet", "prediction", "sample"),
-        ("train_unet", "loss_weighting", "p2"),
+        ("train_unet", "prediction", "x0"),
+        ("train_unet", "loss_weighting", "p3"),
+        ("train_unet", "timesteps", "sobol"),
+        ("train_unet", "noise_offset", -0.1),
+        ("train_unet", "input_perturbation", -0.1),
+        ("train_unet", "lognormal_std", 0.0),
+        ("train_unet", "p2_gamma", -1.0),
         ("evaluate", "num_samples", 1),
         ("register", "model_name", ""),
         ("register", "standard_errors", -1.0),
@@ -146,6 +151,13 @@ def test_a_clip_that_is_not_from_scratch_needs_a_source(tmp_path: Path, content:
 def test_attention_is_given_for_each_resolution(tmp_path: Path, content: dict[str, Any]) -> None:
     content["train_unet"]["model"] |= {"block_out_channels": [32, 64, 64], "attention": [True, False]}
     assert "model.attention has 2 entries, model.block_out_channels 3" in refused(tmp_path, content)
+
+
+def test_noise_cannot_be_predicted_where_there_is_nothing_else(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["train_unet"]["schedule"]["zero_terminal_snr"] = True
+    load_params(write(tmp_path, content))  # v_prediction can
+    content["train_unet"]["prediction"] = "epsilon"
+    assert "`train_unet`: prediction: epsilon cannot have schedule.zero_terminal_snr: true" in refused(tmp_path, content)
 
 
 @pytest.mark.parametrize("left_out", ["arch", "weights"])

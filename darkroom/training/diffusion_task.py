@@ -1,6 +1,7 @@
 """Denoising of cached latents as a task of the training loop."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,23 @@ from darkroom.models.unet import UNet2DConditionModel
 from darkroom.training.batches import VAL_SAMPLES, Batch, chunks
 from darkroom.training.draws import normal, shuffled, uniform
 from darkroom.training.losses import weighted_squared_error
+from darkroom.training.timesteps import draw_timesteps
+
+
+@dataclass(frozen=True)
+class Chance:
+    """What is random about a batch."""
+
+    timesteps: Tensor  # (B,) whole
+    noise: Tensor  # (B, C, h, w), that the network is asked for
+    mixed: Tensor  # (B, C, h, w), that it sees: `noise`, or more with input perturbation
+    posterior: Tensor  # (B, C, h, w), picks the latents out of the VAE's posterior
+    flips: list[bool]
+    dropped: list[bool]  # captions
 
 
 class DiffusionTask:
-    """The denoising loss on cached latents (Ho et al. 2020, equation 14; v: Salimans & Ho 2022)."""
+    """The denoising loss on cached latents: squared error of what the network predicts, with a weight a timestep (diffusion.weighting)."""
 
     def __init__(
         self,
@@ -39,36 +53,42 @@ class DiffusionTask:
         self.num_samples = len(train)
 
     def batch(self, positions: range) -> Batch:
-        """Chance comes in here: posterior noise, mirror image, caption dropout, timestep and noise of each position."""
+        """Chance comes in here, as a function of (seed, position)."""
         seed = self.params.seed
         indices = shuffled(positions, num_samples=self.num_samples, seed=seed)
-        flips = uniform(seed=seed, stream="flip", positions=positions) < 0.5
-        dropped = uniform(seed=seed, stream="caption", positions=positions) < self.params.caption_dropout
-        timesteps = (uniform(seed=seed, stream="timestep", positions=positions) * self.schedule.num_train_timesteps).long()
-        noise = normal(self.train.latent_shape, seed=seed, stream="noise", positions=positions)
-        posterior = normal(self.train.latent_shape, seed=seed, stream="posterior", positions=positions)
-        return self._inputs(self.train, indices, flips.tolist(), dropped.tolist(), timesteps, noise, posterior)
+        noise, mixed = self._noise(positions)
+        chance = Chance(
+            timesteps=draw_timesteps(self.params, self.schedule, positions),
+            noise=noise,
+            mixed=mixed,
+            posterior=normal(self.train.latent_shape, seed=seed, stream="posterior", positions=positions),
+            flips=(uniform(seed=seed, stream="flip", positions=positions) < 0.5).tolist(),
+            dropped=(uniform(seed=seed, stream="caption", positions=positions) < self.params.caption_dropout).tolist(),
+        )
+        return self._inputs(self.train, indices, chance)
 
-    def _inputs(
-        self,
-        shards: LatentShards,
-        indices: Sequence[int],
-        flips: list[bool],
-        dropped: list[bool],
-        timesteps: Tensor,
-        noise: Tensor,
-        posterior: Tensor,
-    ) -> Batch:
-        moments = torch.from_numpy(shards.moments(indices, flips))  # (B, 2, C, h, w)
-        latents = self.vae.normalise(moments[:, 0] + moments[:, 1] * posterior)
+    def _noise(self, positions: range) -> tuple[Tensor, Tensor]:
+        """The noise that is asked for, with its offset a channel (Guttenberg 2023), and the noise that is seen (Ning et al. 2023)."""
+        seed, shape = self.params.seed, self.train.latent_shape
+        noise = normal(shape, seed=seed, stream="noise", positions=positions)
+        if self.params.noise_offset:
+            offset = normal((shape[0], 1, 1), seed=seed, stream="noise_offset", positions=positions)
+            noise = noise + self.params.noise_offset * offset
+        if not self.params.input_perturbation:
+            return noise, noise
+        return noise, noise + self.params.input_perturbation * normal(shape, seed=seed, stream="input_perturbation", positions=positions)
+
+    def _inputs(self, shards: LatentShards, indices: Sequence[int], chance: Chance) -> Batch:
+        params, schedule, timesteps = self.params, self.schedule, chance.timesteps
+        moments = torch.from_numpy(shards.moments(indices, chance.flips))  # (B, 2, C, h, w)
+        latents = self.vae.normalise(moments[:, 0] + moments[:, 1] * chance.posterior)
+        gamma = params.p2_gamma if params.loss_weighting == "p2" else params.min_snr_gamma
         return {
-            "x": add_noise(latents, noise, timesteps, self.schedule, self.params.prediction),
-            "target": target(latents, noise, timesteps, self.schedule, self.params.prediction),
+            "x": add_noise(latents, chance.mixed, timesteps, schedule, params.prediction),
+            "target": target(latents, chance.noise, timesteps, schedule, params.prediction),
             "timesteps": timesteps,
-            "context": torch.from_numpy(shards.context(indices, dropped)),
-            "weights": loss_weights(
-                timesteps, self.schedule, self.params.prediction, kind=self.params.loss_weighting, gamma=self.params.min_snr_gamma
-            ),
+            "context": torch.from_numpy(shards.context(indices, chance.dropped)),
+            "weights": loss_weights(timesteps, schedule, params.prediction, params.loss_weighting, gamma),
         }
 
     def loss(self, net: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -84,9 +104,9 @@ class DiffusionTask:
         errors = []
         for chunk in chunks(len(positions)):
             noise = normal(self.val.latent_shape, seed=self.params.seed, stream="validation", positions=chunk)
-            indices = [position % num for position in chunk]
             keep = [False] * len(chunk)
-            inputs = self._inputs(self.val, indices, keep, keep, timesteps[chunk.start : chunk.stop], noise, torch.zeros_like(noise))
+            chance = Chance(timesteps[chunk.start : chunk.stop], noise, noise, torch.zeros_like(noise), flips=keep, dropped=keep)
+            inputs = self._inputs(self.val, [position % num for position in chunk], chance)
             batch = {key: tensor.to(device) for key, tensor in inputs.items()}
             prediction = self.net(batch["x"], batch["timesteps"], batch["context"])
             errors.append(weighted_squared_error(prediction, batch["target"], batch["weights"]).cpu())

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio
+
 
 def positions_of_step(
     step: int,
@@ -51,3 +53,14 @@ def normal(shape: Sequence[int], *, seed: int, stream: str, positions: Sequence[
 def uniform(*, seed: int, stream: str, positions: Sequence[int]) -> Tensor:
     """Uniform numbers in [0, 1), (B,)."""
     return torch.stack([torch.rand((), generator=generator(seed, stream, position)) for position in positions])
+
+
+def quasi_uniform(*, seed: int, stream: str, positions: Sequence[int]) -> Tensor:
+    """Numbers in [0, 1), (B,), of which any run of consecutive positions covers the interval evenly.
+
+    They are the multiples of the golden ratio modulo 1, begun at a random point (Kuipers & Niederreiter 1974, section 2.3). Whole
+    numbers modulo 2^64 keep them exact however long a run is.
+    """
+    start = int(uniform(seed=seed, stream=stream, positions=[0]) * 2**24) << 40
+    numbers = [((start + position * GOLDEN) % 2**64 >> 40) / 2**24 for position in positions]  # 24 bits: fp32 never rounds up to 1
+    return torch.tensor(numbers, dtype=torch.float32)
