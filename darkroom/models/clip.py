@@ -16,23 +16,39 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from darkroom.models.text_conditioning import TextConditioning
+from darkroom.models.weights import load_weights, read_weights
+
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
+LOCAL = "local-dir:"  # what open_clip wants before a folder
 HEAD_WIDTH = 32  # channels of an attention head in towers that we build
 MAX_LOGIT_SCALE = 100.0  # Radford et al. 2021, section 2.5
+PLAIN_PIXELS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
+SMALLEST_VISION = {"image_size": 16, "patch_size": 16, "width": 64, "layers": 1}  # open_clip builds no CLIP without one
 
 
 class ClipTowers(nn.Module):
-    """An open_clip model with its tokenizer and its way of looking at pictures."""
+    """An open_clip model with its tokenizer and its way of looking at pictures.
+
+    The image tower may be absent: checkpoints of Stable Diffusion have the text tower only, which is all that drawing needs.
+    """
 
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, model: open_clip.CLIP, model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        model: open_clip.CLIP,
+        model_cfg: dict[str, Any],  # open_clip's own; `vision_cfg` is None where there is no image tower
+        preprocess_cfg: dict[str, Any],
+        conditioning: TextConditioning | None = None,  # None = open_clip's: last layer, padded with zeros
+    ) -> None:
         super().__init__()
         self.model = model
-        self.model_cfg = model_cfg  # open_clip's own
+        self.model_cfg = model_cfg
         self.preprocess_cfg = preprocess_cfg
+        self.conditioning = conditioning or TextConditioning()
         text_cfg = model_cfg["text_cfg"]
         self.tokenizer = open_clip.SimpleTokenizer(context_length=model.context_length, **(text_cfg.get("tokenizer_kwargs") or {}))
         self.register_buffer("pixel_mean", torch.tensor(preprocess_cfg["mean"])[:, None, None], persistent=False)
@@ -71,10 +87,29 @@ class ClipTowers(nn.Module):
                 "layers": model["text_layers"],
             },
         }
-        preprocess_cfg = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls(open_clip.CLIP(**model_cfg), model_cfg, preprocess_cfg)
+            return cls(open_clip.CLIP(**model_cfg), model_cfg, PLAIN_PIXELS)
+
+    @classmethod
+    def text_only(
+        cls,
+        model_cfg: dict[str, Any],  # open_clip's, with `vision_cfg` None
+        weights: dict[str, Tensor],  # open_clip's names
+        *,
+        conditioning: TextConditioning,
+        where: Path | str,  # for messages
+    ) -> Self:
+        """A text tower without an image tower and without the projection into the space that the two share.
+
+        Raises:
+            ValueError: a weight is missing, left over or of another shape.
+        """
+        with torch.random.fork_rng(devices=[]):  # open_clip draws initial weights
+            model = open_clip.CLIP(**model_cfg | {"vision_cfg": SMALLEST_VISION})
+        model.visual, model.logit_scale = None, None
+        load_weights(model, weights, where=where)
+        return cls(model, model_cfg, PLAIN_PIXELS, conditioning).eval()
 
     @classmethod
     def load(cls, source: str | Path) -> Self:
@@ -86,6 +121,13 @@ class ClipTowers(nn.Module):
             ValueError: a source that is none of these, whose weights are not there or do not fit, or that is no plain CLIP.
         """
         name, pretrained = _parse_source(source)
+        conditioning = TextConditioning()
+        if name.startswith(LOCAL):
+            conditioning = TextConditioning.load(Path(source))
+            model_cfg = _read_model_cfg(Path(source))
+            if model_cfg is not None and model_cfg.get("vision_cfg", {}) is None:
+                file = Path(source) / WEIGHTS_FILE
+                return cls.text_only(model_cfg, read_weights(file), conditioning=conditioning, where=file)
         try:
             with torch.random.fork_rng(devices=[]):  # open_clip draws initial weights before it reads the file
                 model = open_clip.create_model(name, pretrained=pretrained, weights_only=True, require_pretrained=True)
@@ -96,7 +138,7 @@ class ClipTowers(nn.Module):
             raise ValueError(
                 f"CLIP `{source}` has another text tower or tokenizer than CLIP's own; take a plain one, e.g. ViT-B-32::laion2b_s34b_b79k."
             )
-        return cls(model, model_cfg, get_model_preprocess_cfg(model)).eval()
+        return cls(model, model_cfg, get_model_preprocess_cfg(model), conditioning).eval()
 
     def save(self, folder: Path) -> None:
         """Writes a folder that `open_clip.create_model("local-dir:FOLDER")` and `open_clip.get_tokenizer` read on their own."""
@@ -105,6 +147,11 @@ class ClipTowers(nn.Module):
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         weights = {key: value.detach().float().cpu().contiguous() for key, value in self.model.state_dict().items()}
         save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        self.conditioning.save(folder)
+
+    @property
+    def has_image_tower(self) -> bool:
+        return self.model.visual is not None
 
     @property
     def context_length(self) -> int:
@@ -116,12 +163,13 @@ class ClipTowers(nn.Module):
 
     @property
     def image_size(self) -> int:
+        self._check_image_tower()
         size = self.model.visual.image_size
         return size[0] if isinstance(size, tuple) else size
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
-        """(B, L) on the CPU: start mark, tokens, end mark, zeros. Longer captions are cut; see `lost_words`."""
-        return self.tokenizer(list(captions))
+        """(B, L) on the CPU: start mark, tokens, end mark, padding. Longer captions are cut; see `lost_words`."""
+        return self.conditioning.pad(self.tokenizer(list(captions)), self.tokenizer.eot_token_id)
 
     def lost_words(self, caption: str) -> str:
         """The end of a caption that is too long for the tower, from the first word that does not fit whole; "" if all fits."""
@@ -134,10 +182,13 @@ class ClipTowers(nn.Module):
         return self.tokenizer.decode(tokens[kept:]).strip()
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
-        """tokens (B, L) -> last hidden state after the final norm (B, L, D): what the U-Net attends to"""
+        """tokens (B, L) -> last or penultimate hidden state after the final norm (B, L, D): what the U-Net attends to"""
         model = self.model
         x = model.token_embedding(tokens) + model.positional_embedding
-        return model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
+        blocks = list(model.transformer.resblocks)
+        for block in blocks[:-1] if self.conditioning.layer == "penultimate" else blocks:
+            x = block(x, attn_mask=model.attn_mask)
+        return model.ln_final(x)
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Both towers in one pass, so that DistributedDataParallel sees every parameter used.
@@ -172,14 +223,32 @@ class ClipTowers(nn.Module):
     @torch.no_grad()
     def encode_texts(self, captions: Sequence[str]) -> Tensor:
         """(B, E) of length 1, for metrics"""
+        self._check_image_tower()
         tokens = self.tokenize(captions).to(self.pixel_mean.device)
         return F.normalize(self.model.encode_text(tokens).float(), dim=-1)
+
+    def _check_image_tower(self) -> None:
+        if not self.has_image_tower:
+            raise ValueError(
+                "This CLIP has no image tower, as Stable Diffusion checkpoints have none: it can guide a U-Net, but neither be trained "
+                "nor compare pictures with captions. Take a whole CLIP (train_clip.pretrained: ARCH::TAG), or metrics that need none "
+                "(evaluate.features.kind: torchvision)."
+            )
+
+
+def _read_model_cfg(folder: Path) -> dict[str, Any] | None:
+    """open_clip's description of the towers in a folder; None if it is not there or broken, which open_clip itself tells."""
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config.get("model_cfg") if isinstance(config, dict) else None
 
 
 def _parse_source(source: str | Path) -> tuple[str, str | None]:
     """open_clip's `model_name` and `pretrained`."""
     if str(source) and Path(source).is_dir():
-        return f"local-dir:{source}", None
+        return f"{LOCAL}{source}", None
     match str(source).split("::"):
         case [arch, weights] if arch and weights:
             return arch, weights

@@ -90,14 +90,28 @@ def load_model(cls: type[Model], folder: Path | str) -> Model:
             or of another shape.
     """
     folder = Path(folder)
-    config = cls.Config.from_json(_read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
-    with torch.device("meta"):  # no time for initial values that are overwritten, no draw from the global generator
-        model = cls(config)
-    load_weights(model, read_weights(folder / WEIGHTS_FILE), where=folder / WEIGHTS_FILE)
+    config = cls.Config.from_json(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
+    return assemble(cls, config, read_weights(folder / WEIGHTS_FILE), where=folder / WEIGHTS_FILE)
+
+
+def assemble(cls: type[Model], config: ModelConfig, weights: dict[str, Tensor], *, where: Path | str) -> Model:
+    """A model of class `cls` with these weights, which may be of any float type and mapped from a file, in evaluation mode.
+
+    Raises:
+        ValueError: a tensor is missing, left over or of another shape.
+    """
+    model = empty(cls, config)
+    load_weights(model, weights, where=where)
     return model.eval()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def empty(cls: type[Model], config: ModelConfig) -> Model:
+    """A model without weights: no time for initial values that are overwritten, no draw from the global generator."""
+    with torch.device("meta"):
+        return cls(config)
+
+
+def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path} is missing: {path.parent} is not a model folder in diffusers' layout.")
     try:

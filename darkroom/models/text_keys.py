@@ -1,0 +1,149 @@
+"""Names of the text tower's weights: transformers' `CLIPTextModel` and open_clip's, which is ours. Both ways, bit for bit.
+
+transformers keeps query, key and value apart, open_clip stacks them in one matrix; all else is a matter of names.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+VOCAB_SIZE = 49408  # of CLIP's byte-pair tokenizer, both marks included
+START_ID, END_ID = VOCAB_SIZE - 2, VOCAB_SIZE - 1
+IGNORED = ("embeddings.position_ids",)  # 0, 1, 2, ...: a buffer that old versions stored
+
+# transformers -> open_clip
+OUTER = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
+INNER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+ACTIVATIONS = {"quick_gelu": True, "gelu": False}  # transformers' name -> open_clip's `quick_gelu`
+
+
+def to_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a `CLIPTextModel`, with or without the prefix `text_model.`, under open_clip's names.
+
+    A name that is not known stays as it is, so that strict loading names it; a missing third of a stack leaves the stack out.
+    """
+    weights = {key.removeprefix("text_model."): value for key, value in weights.items()}
+    renamed: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        if key in IGNORED:
+            continue
+        if key in OUTER:
+            renamed[OUTER[key]] = value
+        elif match := re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", key):
+            layer, name, kind = match.groups()
+            block = f"transformer.resblocks.{layer}"
+            if name in INNER:
+                renamed[f"{block}.{INNER[name]}.{kind}"] = value
+            elif name == "self_attn.q_proj":
+                stack = [f"encoder.layers.{layer}.self_attn.{part}_proj.{kind}" for part in "qkv"]
+                if all(part in weights for part in stack):
+                    renamed[f"{block}.attn.in_proj_{kind}"] = torch.cat([weights[part] for part in stack])
+            elif name not in ("self_attn.k_proj", "self_attn.v_proj"):
+                renamed[key] = value
+        else:
+            renamed[key] = value
+    return renamed
+
+
+def to_transformers(weights: Mapping[str, Tensor], *, num_layers: int) -> dict[str, Tensor]:
+    """The text tower of open_clip's weights under the names of `CLIPTextModel`; blocks from `num_layers` on stay behind.
+
+    What belongs to the image tower or to the space that both share is left out.
+    """
+    outer = {ours: theirs for theirs, ours in OUTER.items()}
+    inner = {ours: theirs for theirs, ours in INNER.items()}
+    renamed: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        if key in outer:
+            renamed[f"text_model.{outer[key]}"] = value
+        elif match := re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+)[._](weight|bias)", key):
+            layer, name, kind = match.groups()
+            if int(layer) >= num_layers:
+                continue
+            prefix = f"text_model.encoder.layers.{layer}"
+            if name == "attn.in_proj":
+                for part, rows in zip("qkv", value.chunk(3), strict=True):
+                    renamed[f"{prefix}.self_attn.{part}_proj.{kind}"] = rows
+            else:
+                renamed[f"{prefix}.{inner[name]}.{kind}"] = value
+    return renamed
+
+
+def model_cfg_from_transformers(config: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
+    """open_clip's description of the text tower that a `CLIPTextConfig` describes.
+
+    Raises:
+        ValueError: a missing field, or a variant that is no text tower of CLIP.
+    """
+    needed = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "max_position_embeddings", "vocab_size")
+    if missing := [name for name in needed if name not in config]:
+        raise ValueError(f"{where}: `{missing[0]}` is missing; it should be the configuration of transformers' CLIPTextModel.")
+    activation, eps = config.get("hidden_act", "quick_gelu"), config.get("layer_norm_eps", 1e-5)
+    for name, value, known in (
+        ("hidden_act", activation, tuple(ACTIVATIONS)),
+        ("layer_norm_eps", eps, (1e-5,)),
+        ("vocab_size", config["vocab_size"], (VOCAB_SIZE,)),
+    ):
+        if value not in known:
+            raise ValueError(f"{where}: `{name}` is {value!r}; CLIP's text tower has {' or '.join(map(str, known))}.")
+    return model_cfg(
+        width=config["hidden_size"],
+        heads=config["num_attention_heads"],
+        layers=config["num_hidden_layers"],
+        context_length=config["max_position_embeddings"],
+        mlp_ratio=config["intermediate_size"] / config["hidden_size"],
+        quick_gelu=ACTIVATIONS[activation],
+    )
+
+
+def model_cfg(*, width: int, heads: int, layers: int, context_length: int, mlp_ratio: float, quick_gelu: bool) -> dict[str, Any]:
+    """open_clip's description of a text tower that stands alone."""
+    text_cfg = {
+        "context_length": context_length,
+        "vocab_size": VOCAB_SIZE,
+        "width": width,
+        "heads": heads,
+        "layers": layers,
+        "mlp_ratio": mlp_ratio,
+        "proj_type": "none",
+    }
+    return {"embed_dim": width, "quick_gelu": quick_gelu, "vision_cfg": None, "text_cfg": text_cfg}
+
+
+def transformers_config(model_cfg: Mapping[str, Any], *, num_layers: int) -> dict[str, Any]:
+    """The configuration of transformers' `CLIPTextModel` for the first `num_layers` of an open_clip text tower."""
+    text = model_cfg["text_cfg"]
+    activation = next(name for name, quick in ACTIVATIONS.items() if quick == model_cfg.get("quick_gelu", False))
+    return {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "attention_dropout": 0.0,
+        "bos_token_id": START_ID,
+        "eos_token_id": END_ID,
+        "pad_token_id": 1,  # transformers' default, which the model never reads: the tokenizer pads
+        "hidden_act": activation,
+        "hidden_size": text["width"],
+        "intermediate_size": int(text["width"] * text.get("mlp_ratio", 4.0)),
+        "layer_norm_eps": 1e-5,
+        "max_position_embeddings": text["context_length"],
+        "num_attention_heads": text["heads"],
+        "num_hidden_layers": num_layers,
+        "projection_dim": model_cfg["embed_dim"],
+        "torch_dtype": "float32",
+        "vocab_size": text["vocab_size"],
+    }
