@@ -1,0 +1,33 @@
+"""The command `darkroom`: everything beside the pipeline that a person types. The same as `python -m darkroom.cli`.
+
+One file a group of commands. A command imports what it needs inside its function, so that `darkroom --help` is there at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from darkroom.cli.draw import add_sample
+from darkroom.cli.photos import add_demo_data, add_doctor
+from darkroom.cli.registry import add_promote, add_rollback
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one command; a `ValueError` becomes one paragraph on stderr and exit status 1."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        arguments.command(arguments)
+    except ValueError as error:
+        sys.exit(f"darkroom {arguments.name}: {error}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="darkroom",
+        description="Train your own text-to-image model on your own photos. The pipeline itself is `dvc repro`.",
+        epilog="`darkroom COMMAND --help` explains a command and gives examples.",
+    )
+    commands = parser.add_subparsers(title="commands", dest="name", metavar="COMMAND", required=True)
+    for add in (add_demo_data, add_doctor, add_sample, add_promote, add_rollback):
+        add(commands)
+    return parser
