@@ -47,7 +47,7 @@ def generator(seed: int, stream: str, position: int) -> torch.Generator:
 
 def normal(shape: Sequence[int], *, seed: int, stream: str, positions: Sequence[int]) -> Tensor:
     """Standard normal noise (B, *shape), each sample from its own generator."""
-    return torch.stack([torch.randn(*shape, generator=generator(seed, stream, position)) for position in positions])
+    return torch.stack([torch.randn(tuple(shape), generator=generator(seed, stream, position)) for position in positions])
 
 
 def uniform(*, seed: int, stream: str, positions: Sequence[int]) -> Tensor:

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from darkroom.diffusion.denoiser import PREDICTIONS, add_noise, make_denoiser, target
+from darkroom.diffusion.denoiser import PREDICTIONS, add_noise, make_denoiser, scalings, target
 from darkroom.diffusion.schedule import KINDS, Schedule
-from darkroom.diffusion.weighting import loss_weights
 
 SCHEDULE = Schedule.make("scaled_linear", 1000, 0.00085, 0.012)
 
@@ -74,6 +73,60 @@ def test_noised_latents_and_v_targets_are_those_of_diffusers() -> None:
     torch.testing.assert_close(target(latents, noise, t, SCHEDULE, "epsilon"), noise)
 
 
+def test_with_zero_terminal_snr_the_last_step_is_noise_and_the_velocity_is_minus_the_picture_as_diffusers_has_it() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    schedule = Schedule.make("scaled_linear", 1000, 0.00085, 0.012, zero_terminal_snr=True)
+    oracle = diffusers.DDIMScheduler(
+        1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, rescale_betas_zero_snr=True,
+        prediction_type="v_prediction", clip_sample=False, timestep_spacing="trailing",
+    )  # fmt: skip
+    latents, noise, t = draw(3, 2, 3, 3).float(), draw(3, 2, 3, 3, seed=1).float(), torch.tensor([0, 700, 999])
+    seen = add_noise(latents, noise, t, schedule, "v_prediction")
+    velocity = target(latents, noise, t, schedule, "v_prediction")
+    torch.testing.assert_close(seen, oracle.add_noise(latents, noise, t), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(velocity, oracle.get_velocity(latents, noise, t), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(seen[2], noise[2], rtol=0, atol=1e-4)
+    torch.testing.assert_close(velocity[2], -latents[2], rtol=0, atol=1e-4)
+    oracle.set_timesteps(10)
+    expected = oracle.step(velocity[2:], 999, noise[2:]).pred_original_sample
+    denoised = make_denoiser(lambda *_: velocity[2:], schedule, "v_prediction")(
+        noise[2:] * schedule.sigmas[-1].float(), schedule.sigmas[-1]
+    )
+    torch.testing.assert_close(denoised, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_network_of_flow_sees_the_straight_line_and_says_its_velocity_as_diffusers_has_it() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    oracle = diffusers.FlowMatchEulerDiscreteScheduler(1000)
+    schedule = Schedule.make("flow", 999, 0.1, 0.2)  # timesteps 1 .. 999 of their 1000; their last is noise alone
+    latents, noise = draw(3, 2, 3, 3).float(), draw(3, 2, 3, 3, seed=1).float()
+    t = torch.tensor([0, 400, 998])
+    seen = add_noise(latents, noise, t, schedule, "flow")
+    torch.testing.assert_close(seen, oracle.scale_noise(latents, (t + 1).float(), noise), rtol=1e-4, atol=1e-5)
+    share = ((t + 1) / 1000).view(-1, 1, 1, 1)
+    torch.testing.assert_close(seen - share * target(latents, noise, t, schedule, "flow"), latents, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_three_coefficients_recover_the_picture_from_an_exact_prediction(prediction: str) -> None:
+    """c_out is the factor from an error of the prediction to one of x_0: the weights of the loss need it."""
+    t = torch.tensor([0, 300, 999])
+    latents, noise = draw(3, 1, 2, 2), draw(3, 1, 2, 2, seed=1)
+    sigma = SCHEDULE.sigmas[t].view(-1, 1, 1, 1)
+    _, c_skip, c_out = scalings(sigma, prediction)
+    answer = target(latents, noise, t, SCHEDULE, prediction)
+    torch.testing.assert_close(c_skip * (latents + sigma * noise) + c_out * answer, latents)
+
+
+def test_epsilon_is_refused_where_noise_is_all_there_is_to_see() -> None:
+    schedule = Schedule.make("scaled_linear", 1000, 0.00085, 0.012, zero_terminal_snr=True)
+    message = r"prediction: epsilon cannot have schedule\.zero_terminal_snr: true.*take v_prediction, sample or flow"
+    with pytest.raises(ValueError, match=message):
+        make_denoiser(lambda x, t: x, schedule, "epsilon")
+    with pytest.raises(ValueError, match=message):
+        target(draw(1, 1), draw(1, 1), torch.tensor([0]), schedule, "epsilon")
+
+
 def test_noised_latents_have_the_mean_and_variance_of_q() -> None:
     t = torch.full((200_000,), 300)
     x = add_noise(torch.full((200_000, 1), 2.0), draw(200_000, 1).float(), t, SCHEDULE, "epsilon")
@@ -82,39 +135,16 @@ def test_noised_latents_have_the_mean_and_variance_of_q() -> None:
     assert x.var().item() == pytest.approx(1 - alphas_cumprod, rel=0.02)
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_min_snr_weighs_the_error_of_x_0_by_the_clamped_snr(prediction: str) -> None:
-    t = torch.tensor([0, 200, 600, 999])
-    latents, noise, error = draw(4, 1, 1, 1), draw(4, 1, 1, 1, seed=1), 0.01
-    sigma = SCHEDULE.sigmas[t]
-    denoise = make_denoiser(lambda *_: target(latents, noise, t, SCHEDULE, prediction) + error, SCHEDULE, prediction)
-    x0_error = (denoise(latents + sigma.view(-1, 1, 1, 1) * noise, sigma) - latents).flatten().square()
-    expected = (sigma**-2).clamp(max=5.0) * x0_error / error**2
-    weights = loss_weights(t, SCHEDULE, prediction, kind="min_snr", gamma=5.0)
-    assert weights.dtype == torch.float32
-    torch.testing.assert_close(weights.double(), expected, rtol=1e-5, atol=0)
-    assert (sigma**-2 > 5).any()
-    assert (sigma**-2 < 5).any()
-
-
-def test_simple_weighs_every_timestep_alike() -> None:
-    torch.testing.assert_close(loss_weights(torch.tensor([0, 999]), SCHEDULE, "epsilon"), torch.ones(2))
-
-
 @pytest.mark.parametrize(
     "use",
     [
         lambda name: make_denoiser(lambda x, t: x, SCHEDULE, name),
         lambda name: target(draw(1, 1), draw(1, 1), torch.tensor([0]), SCHEDULE, name),
-        lambda name: loss_weights(torch.tensor([0]), SCHEDULE, name),
+        lambda name: add_noise(draw(1, 1), draw(1, 1), torch.tensor([0]), SCHEDULE, name),
+        lambda name: scalings(torch.tensor(1.0), name),
     ],
-    ids=["make_denoiser", "target", "loss_weights"],
+    ids=["make_denoiser", "target", "add_noise", "scalings"],
 )
 def test_an_unknown_prediction_is_refused(use: Callable[[str], object]) -> None:
     with pytest.raises(ValueError, match="no prediction 'x0'; there are epsilon, v_prediction, sample, flow"):
         use("x0")
-
-
-def test_an_unknown_weighting_is_refused() -> None:
-    with pytest.raises(ValueError, match="no loss weighting 'p3'; there are simple, min_snr, soft_min_snr, p2, variational"):
-        loss_weights(torch.tensor([0]), SCHEDULE, "epsilon", kind="p3")

@@ -5,14 +5,16 @@ import math
 import pytest
 import torch
 
-from darkroom.diffusion.schedule import KINDS, Schedule
+from darkroom.diffusion.schedule import KINDS, TERMINAL_SIGNAL, Schedule
 
 ENDS = {"beta_start": 1e-4, "beta_end": 0.02}
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(
+    params=[(kind, zero) for kind in KINDS for zero in (False, True)], ids=lambda item: "-zero".join([item[0]] + [""] * item[1])
+)
 def schedule(request: pytest.FixtureRequest) -> Schedule:
-    return Schedule.make(request.param, 1000, **ENDS)
+    return Schedule.make(request.param[0], 1000, **ENDS, zero_terminal_snr=request.param[1])
 
 
 @pytest.mark.parametrize(
@@ -55,6 +57,40 @@ def test_the_cosine_schedule_has_the_alpha_bar_of_its_paper_and_no_beta_above_th
     assert schedule.betas[-1].item() == 0.999
 
 
+def test_the_flow_schedule_has_the_straight_mixes_of_rectified_flow() -> None:
+    schedule = Schedule.make("flow", 9, **ENDS)
+    share = torch.arange(1, 10, dtype=torch.float64) / 10  # of noise, in x = (1 - s) x_0 + s noise
+    torch.testing.assert_close(schedule.sigmas, share / (1 - share))
+    torch.testing.assert_close(schedule.sigmas * schedule.sigmas.flip(0), torch.ones(9, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("kind", "theirs"), [("linear", "linear"), ("scaled_linear", "scaled_linear"), ("sigmoid", "sigmoid"), ("cosine", "squaredcos_cap_v2")]
+)
+def test_zero_terminal_snr_is_that_of_diffusers_but_for_a_last_sigma_that_is_finite(kind: str, theirs: str) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    oracle = diffusers.DDPMScheduler(1000, beta_schedule=theirs, rescale_betas_zero_snr=True, **ENDS).alphas_cumprod.double()
+    found = Schedule.make(kind, 1000, **ENDS, zero_terminal_snr=True).alphas_cumprod
+    torch.testing.assert_close(found.sqrt(), oracle.sqrt(), rtol=0, atol=3e-5)
+    assert oracle[-1] == 0
+    assert found[-1].sqrt().item() == pytest.approx(TERMINAL_SIGNAL)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_zero_terminal_snr_leaves_the_first_step_as_it_is_and_keeps_the_shape_of_sqrt_abar(kind: str) -> None:
+    plain, stretched = (Schedule.make(kind, 1000, **ENDS, zero_terminal_snr=zero) for zero in (False, True))
+    torch.testing.assert_close(stretched.betas[0], plain.betas[0])
+    slope, expected = stretched.alphas_cumprod.sqrt()[:-1].diff(), plain.alphas_cumprod.sqrt()[:-1].diff()
+    torch.testing.assert_close(slope / expected, (slope / expected).mean().expand(998), rtol=1e-6, atol=0)
+
+
+def test_zero_terminal_snr_of_a_very_long_schedule_still_rises() -> None:
+    schedule = Schedule.make("linear", 20_000, **ENDS, zero_terminal_snr=True)
+    assert (schedule.sigmas.diff() > 0).all()
+    assert schedule.sigmas.isfinite().all()
+    assert schedule.alphas_cumprod[-1].sqrt() < TERMINAL_SIGNAL
+
+
 def test_iterating_q_of_x_t_given_the_step_before_gives_q_of_x_t_given_x_0(schedule: Schedule) -> None:
     mean, variance = 1.0, 0.0  # of x_t, for x_0 = 1
     for t in range(1000):
@@ -68,6 +104,8 @@ def test_sigma_squared_is_the_noise_to_signal_ratio(schedule: Schedule) -> None:
     alphas_cumprod = schedule.alphas_cumprod
     torch.testing.assert_close(1 / (1 + schedule.sigmas**2), alphas_cumprod, rtol=1e-12, atol=0)
     torch.testing.assert_close(schedule.alphas.cumprod(0), alphas_cumprod)
+    torch.testing.assert_close(schedule.snr * schedule.sigmas**2, torch.ones(1000, dtype=torch.float64))
+    torch.testing.assert_close(schedule.alphas_cumprod_previous * schedule.alphas, alphas_cumprod)
     assert (schedule.sigmas.diff() > 0).all()
 
 
