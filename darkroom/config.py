@@ -140,7 +140,21 @@ class ScheduleParams(Section):
 
 
 class SamplerParams(Section):
-    sampler: Literal["ddpm", "ddim", "euler", "heun", "dpmpp_2m"]
+    sampler: Literal[
+        "ddpm",
+        "ddpm_beta",
+        "ddim",
+        "euler",
+        "euler_ancestral",
+        "heun",
+        "dpmpp_2m",
+        "dpmpp_2m_sde",
+        "unipc",
+        "euler_maruyama",
+        "predictor_corrector",
+        "ode_adaptive",
+    ]
+    spacing: Literal["trailing", "leading", "karras", "exponential", "uniform_lambda"]  # of the noise levels
     steps: int = PositiveInt
     guidance_scale: float = Field(ge=0)  # 1 = off
 

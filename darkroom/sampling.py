@@ -11,6 +11,7 @@ from torch import Tensor
 
 from darkroom.device import best_device
 from darkroom.diffusion.denoiser import make_denoiser
+from darkroom.diffusion.grids import sigma_grid
 from darkroom.diffusion.guidance import classifier_free
 from darkroom.diffusion.samplers import SAMPLERS
 from darkroom.diffusion.schedule import Schedule
@@ -34,10 +35,12 @@ class DiffusionConfig:
     sampler: str  # these three are defaults
     steps: int
     guidance_scale: float
+    spacing: str = "trailing"  # of the noise levels, a name in diffusion.grids.SPACINGS
 
     def save(self, folder: Path) -> None:
-        schedule = {key: getattr(self.schedule, key) for key in ("kind", "num_train_timesteps", "beta_start", "beta_end")}
-        rest = {"prediction": self.prediction, "sampler": self.sampler, "steps": self.steps, "guidance_scale": self.guidance_scale}
+        schedule_keys = ("kind", "num_train_timesteps", "beta_start", "beta_end", "zero_terminal_snr")
+        schedule = {key: getattr(self.schedule, key) for key in schedule_keys}
+        rest = {key: getattr(self, key) for key in ("prediction", "sampler", "steps", "guidance_scale", "spacing")}
         write_json(folder / DIFFUSION, {"schedule": schedule, **rest})
 
     @classmethod
@@ -109,6 +112,7 @@ class TextToImage:
         seeds: Sequence[int],  # one a prompt; the picture of a seed does not depend on the batch
         steps: int | None = None,  # network evaluations (heun: about twice as many); None = the model's default
         sampler: str | None = None,  # a name in diffusion.samplers.SAMPLERS
+        spacing: str | None = None,  # a name in diffusion.grids.SPACINGS
         guidance_scale: float | None = None,  # 1 = off
         negative_prompts: Sequence[str] | None = None,  # what guidance leads away from; default the empty prompt
         noise: Tensor | None = None,  # (B, C, h, w) standard normal, instead of the seeds'
@@ -135,6 +139,7 @@ class TextToImage:
         if steps < 1:
             raise ValueError(f"steps is {steps}; at least 1 is needed.")
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        sigmas = sigma_grid(self.config.schedule, steps, spacing or self.config.spacing)
         starts = range(0, len(prompts), batch_size)
         pictures = [
             self._sample_batch(
@@ -142,7 +147,7 @@ class TextToImage:
                 negatives[start : start + batch_size],
                 list(seeds[start : start + batch_size]),
                 None if noise is None else noise[start : start + batch_size],
-                steps,
+                sigmas,
                 chosen,
                 scale,
             )
@@ -157,7 +162,7 @@ class TextToImage:
         negatives: list[str],
         seeds: list[int],
         noise: Tensor | None,
-        steps: int,
+        sigmas: Tensor,
         sampler: str,
         guidance_scale: float,
     ) -> np.ndarray:
@@ -170,7 +175,6 @@ class TextToImage:
         negative_context = self.clip.encode_tokens(self.clip.tokenize(negatives).to(self.device))
         net = classifier_free(self.unet, context, negative_context, guidance_scale)
         denoise = make_denoiser(net, self.config.schedule, self.config.prediction)
-        sigmas = self.config.schedule.sigma_grid(steps).to(self.device)
         x = (draw() if noise is None else noise.to(self.device)) * sigmas[0]
         for step in SAMPLERS[sampler](denoise, x, sigmas, noise_at=lambda _: draw()):
             x = step.x

@@ -222,7 +222,7 @@ def facts(
         "Samples": f"{len(prompts)}, of {len(set(prompts))} captions of held-out photos; the captions of {unseen} are not in training",
         "Photos": f"{len(held_out)} held out, {len(train)} for training, {held_out.size} px; at most {MAX_PHOTOS} of each are used",
         "Features": f"{features} (kind and hash of its weights)",
-        "Sampler": f"{sampling.sampler}, {sampling.steps} steps, guidance scale {sampling.guidance_scale:g}",
+        "Sampler": f"{sampling.sampler}, {sampling.steps} {sampling.spacing} steps, guidance scale {sampling.guidance_scale:g}",
         "Seeds": f"{params.seed} to {params.seed + len(prompts) - 1}",
         "Neighbours": f"{params.num_neighbours}, for precision, recall, density and coverage",
         "Comparison key": f"{eval_key[:12]}: reports with another key were measured differently and do not compare",

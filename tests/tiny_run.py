@@ -31,9 +31,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "train_unet": TRAINING | {
         "model": {"block_out_channels": [16, 32], "attention": [False, True], "layers_per_block": 1, "attention_head_dim": 16,
                   "norm_num_groups": 4},
-        "num_samples": 2, "sample_every": 4, "sampling": {"sampler": "ddim", "steps": 2, "guidance_scale": 2.0},
+        "num_samples": 2, "sample_every": 4, "sampling": {"sampler": "ddim", "spacing": "trailing", "steps": 2, "guidance_scale": 2.0},
     },
-    "evaluate": {"num_samples": 8, "batch_size": 4, "num_grid": 4, "sampling": {"sampler": "ddim", "steps": 2, "guidance_scale": 2.0}},
+    "evaluate": {"num_samples": 8, "batch_size": 4, "num_grid": 4,
+                 "sampling": {"sampler": "ddim", "spacing": "trailing", "steps": 2, "guidance_scale": 2.0}},
 }  # fmt: skip
 
 

@@ -168,7 +168,7 @@ def test_cats_with_the_coats_of_other_prompts_adhere_by_chance_only(project, mon
 
 def test_the_sampler_is_asked_as_params_say(project, monkeypatch):
     calls = draw(monkeypatch, photos(project, "train").images(range(20)))
-    sampling = {"sampler": "heun", "steps": 7, "guidance_scale": 1.5}
+    sampling = {"sampler": "heun", "spacing": "karras", "steps": 7, "guidance_scale": 1.5}
     evaluate(project, num_samples=9, seed=5, batch_size=3, sampling=sampling)
     (call,) = calls
     assert call["seeds"] == list(range(5, 14))
@@ -217,7 +217,7 @@ def test_the_report_tells_what_it_was_measured_with_and_shows_pictures_and_curve
     html = (project / "data" / "report" / "report.html").read_text()
     unseen = sum(caption not in photos(project, "train").captions for caption in photos(project, "val").captions)
     samples = f"8, of 8 captions of held-out photos; the captions of {min(unseen, 8)} are not in training"
-    for fact in (samples, metrics["features"], "ddim, 2 steps, guidance scale 2", "0 to 7", metrics["eval_key"][:12], "Loss of train_unet"):
+    for fact in (samples, metrics["features"], "ddim, 2 trailing steps, guidance scale 2", "0 to 7", metrics["eval_key"][:12], "Loss of train_unet"):
         assert fact in html
     assert "Loss of train_vae" not in html  # it has no curve
     assert len(re.findall(r"<img[^>]*>", html)) > 4 + 2 + 2
@@ -232,9 +232,10 @@ def test_the_report_tells_what_it_was_measured_with_and_shows_pictures_and_curve
     [
         {"seed": 1},
         {"num_samples": 9},
-        {"sampling": {"sampler": "euler", "steps": 2, "guidance_scale": 2.0}},
-        {"sampling": {"sampler": "ddim", "steps": 3, "guidance_scale": 2.0}},
-        {"sampling": {"sampler": "ddim", "steps": 2, "guidance_scale": 1.0}},
+        {"sampling": {"sampler": "euler", "spacing": "trailing", "steps": 2, "guidance_scale": 2.0}},
+        {"sampling": {"sampler": "ddim", "spacing": "karras", "steps": 2, "guidance_scale": 2.0}},
+        {"sampling": {"sampler": "ddim", "spacing": "trailing", "steps": 3, "guidance_scale": 2.0}},
+        {"sampling": {"sampler": "ddim", "spacing": "trailing", "steps": 2, "guidance_scale": 1.0}},
     ],
 )
 def test_the_comparison_key_changes_with_everything_that_is_drawn_differently(project, monkeypatch, change):
