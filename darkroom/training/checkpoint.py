@@ -18,7 +18,10 @@ MANIFEST = "manifest.json"
 
 
 class Checkpoints:
-    """The checkpoints `step-000500/` of one run: weights, average, optimizer, and `state` (step and curves) as JSON."""
+    """The checkpoints `step-000500/` of one run: trained weights, average, optimizer, and `state` (step and curves) as JSON.
+
+    Frozen parameters are not stored: they are what the run began with, and with LoRA they are a hundred times the rest.
+    """
 
     def __init__(self, folder: Path, *, net: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer) -> None:
         self.folder = folder
@@ -31,7 +34,7 @@ class Checkpoints:
         target = self.folder / f"step-{step:08d}"
         with replacing(target) as tmp:
             tmp.mkdir()
-            save_file(_contiguous(self.net.state_dict()), tmp / "net.safetensors")
+            save_file(_contiguous(_unfrozen(self.net)), tmp / "net.safetensors")
             save_file(_contiguous(self.ema.state_dict()), tmp / "ema.safetensors")
             torch.save(self.optimizer.state_dict(), tmp / "optimizer.pt")
             write_json(tmp / "state.json", {"step": step, **state})
@@ -50,7 +53,7 @@ class Checkpoints:
             if not _is_whole(folder):
                 logger.warning("%s is damaged and is passed over", folder)
                 continue
-            self.net.load_state_dict(load_file(folder / "net.safetensors"))
+            _load_unfrozen(self.net, load_file(folder / "net.safetensors"))
             self.ema.load_state_dict(load_file(folder / "ema.safetensors"))
             self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu"))
             state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -59,6 +62,17 @@ class Checkpoints:
 
     def _all(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if path.suffix != ".tmp")
+
+
+def _unfrozen(net: nn.Module) -> dict[str, Tensor]:
+    """The state of `net` (parameters and buffers) without the parameters that are not trained."""
+    frozen = {name for name, parameter in net.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
+    return {name: tensor for name, tensor in net.state_dict().items() if name not in frozen}
+
+
+def _load_unfrozen(net: nn.Module, state: dict[str, Tensor]) -> None:
+    assert set(state) == set(_unfrozen(net)), "a checkpoint lies in a folder named by all that shapes its run"
+    net.load_state_dict(state, strict=False)
 
 
 def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,39 +8,49 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """Averages the parameters of `net`; with `decay` 0 the average is the net itself."""
+    """Averages the trained parameters of `net`; with `decay` 0 the average is the net itself and takes no memory."""
 
     def __init__(self, net: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.parameters: list[Tensor] = list(net.parameters())
-        self.names = [name for name, _ in net.named_parameters()]
+        averaged = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad and decay}
+        self.names = list(averaged)
+        self.parameters: list[Tensor] = list(averaged.values())
         self.average = [parameter.detach().clone() for parameter in self.parameters]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """After optimizer step `step` (from 0). The decay grows as (1 + step) / (10 + step), so that early weights fade."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.parameters], 1 - decay)
+        if self.average:
+            torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.parameters], 1 - decay)
 
     @contextmanager
-    @torch.no_grad()
     def applied(self) -> Iterator[None]:
-        """Within, the net has the averaged weights."""
-        kept = [parameter.detach().clone() for parameter in self.parameters]
-        torch._foreach_copy_(self.parameters, self.average)
+        """Within, the net has the averaged weights, and the average is not to be updated."""
+        self._swap()
         try:
             yield
         finally:
-            torch._foreach_copy_(self.parameters, kept)
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        """One tensor at a time: a third copy of the weights might not fit."""
+        for parameter, average in zip(self.parameters, self.average, strict=True):
+            kept = parameter.clone()
+            parameter.copy_(average)
+            average.copy_(kept)
 
     @torch.no_grad()
     def publish(self) -> None:
         """Leaves the averaged weights in the net."""
-        torch._foreach_copy_(self.parameters, self.average)
+        for parameter, average in zip(self.parameters, self.average, strict=True):
+            parameter.copy_(average)
 
     def state_dict(self) -> dict[str, Tensor]:
         return dict(zip(self.names, self.average, strict=True))
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        torch._foreach_copy_(self.average, [state[name] for name in self.names])
+        for name, average in zip(self.names, self.average, strict=True):
+            average.copy_(state[name])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 
 from darkroom.tracking.tracker import NullTracker
 from darkroom.training.loop import Curves, Interrupted, train
@@ -159,3 +160,33 @@ def test_two_processes_train_the_same_weights_as_one(tmp_path):
     fit(one, tmp_path / "one")
     for rank in (0, 1):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), weights(one), rtol=1e-4, atol=1e-5)
+
+
+class FrozenStart(LineTask):
+    """Its first layer is frozen, and has a buffer beside it that training changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first, *rest = self.net.children()
+        self.net = torch.nn.Sequential(first.requires_grad_(False), torch.nn.BatchNorm1d(4, affine=False), *rest)
+
+
+def test_a_checkpoint_holds_what_training_changes_and_resumes_exactly(tmp_path):
+    whole, resumed = FrozenStart(), FrozenStart()
+    frozen = resumed.net[0].weight.clone()
+    expected = fit(whole, tmp_path / "whole", lr_decay="constant")
+    fit(FrozenStart(), tmp_path / "cut", lr_decay="constant", steps=6)
+    stored = tmp_path / "cut" / "step-00000006"
+    buffers = {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+    assert set(load_file(stored / "net.safetensors")) == {"3.weight", "3.bias"} | buffers
+    assert set(load_file(stored / "ema.safetensors")) == {"3.weight", "3.bias"}
+    assert fit(resumed, tmp_path / "cut", lr_decay="constant").train[-1] == expected.train[-1]
+    torch.testing.assert_close(resumed.net.state_dict(), whole.net.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(resumed.net[0].weight, frozen, rtol=0, atol=0)
+
+
+def test_without_an_average_a_checkpoint_has_no_second_copy_of_the_weights(tmp_path):
+    task = LineTask()
+    fit(task, tmp_path, ema_decay=0.0)
+    assert load_file(tmp_path / "step-00000012" / "ema.safetensors") == {}
+    torch.testing.assert_close(load_file(tmp_path / "step-00000012" / "net.safetensors"), task.net.state_dict(), rtol=0, atol=0)

@@ -37,9 +37,27 @@ def test_ema_follows_the_recurrence_and_is_applied_only_within():
     assert float(net.weight.detach()) == pytest.approx(expected)
 
 
-def test_without_decay_the_average_is_the_net():
+def test_without_decay_the_average_is_the_net_and_takes_no_memory():
     net = nn.Linear(2, 2)
     ema = Ema(net, decay=0.0)
     nn.init.normal_(net.weight)
+    expected = net.weight.detach().clone()
     ema.update(0)
-    torch.testing.assert_close(ema.state_dict()["weight"], net.weight.detach(), rtol=0, atol=0)
+    with ema.applied():
+        torch.testing.assert_close(net.weight.detach(), expected, rtol=0, atol=0)
+    ema.publish()
+    torch.testing.assert_close(net.weight.detach(), expected, rtol=0, atol=0)
+    assert not ema.state_dict()
+
+
+def test_the_average_holds_trained_parameters_only():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    net[0].requires_grad_(False)
+    assert set(Ema(net, decay=0.9).state_dict()) == {"1.weight", "1.bias"}
+
+
+def test_only_trained_parameters_are_optimised():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    net[0].requires_grad_(False)
+    optimised = {id(parameter) for group in adamw(net, lr=1e-3, weight_decay=0.1).param_groups for parameter in group["params"]}
+    assert optimised == {id(net[1].weight), id(net[1].bias)}
