@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from darkroom.diffusion.denoiser import check_prediction, scalings
+from darkroom.diffusion.posterior import mean_coefficients, variance
 from darkroom.diffusion.schedule import Schedule
 
 WEIGHTINGS = ("simple", "min_snr", "soft_min_snr", "p2", "variational")
@@ -18,9 +19,9 @@ def loss_weights(t: Tensor, schedule: Schedule, prediction: str, kind: str = "si
     - "min_snr": w = min(SNR, gamma) (Hang et al. 2023, section 3.4).
     - "soft_min_snr": w = SNR gamma / (SNR + gamma), the same without the corner (Crowson et al. 2024, HDiT).
     - "p2": w = SNR / (1 + SNR)^gamma (Choi et al. 2022, with their k = 1); gamma 0 is "simple" of the noise.
-    - "variational": w = (SNR_(t-1) - SNR_t) / 2, which for the noise is beta^2 / (2 beta-tilde alpha (1 - abar)) (Ho et al. 2020,
-      equation 12); SNR_0 / 2 at t = 0, from the decoder of `bound.decoder_term`. Summed over t, with the squared error summed
-      over the dimensions, it is the bound but for terms that do not depend on the network.
+    - "variational": the weight that the bound has, which for the noise is beta^2 / (2 beta alpha (1 - abar)) (Ho et al. 2020,
+      equation 12, with the variance beta). Summed over t, with the squared error summed over the dimensions, it is
+      `bound.variational_bound` but for terms that do not depend on the network.
 
     Args:
         t: (B,) whole.
@@ -41,7 +42,7 @@ def loss_weights(t: Tensor, schedule: Schedule, prediction: str, kind: str = "si
         case "p2":
             x0_weight = snr / (1 + snr) ** gamma
         case "variational":
-            x0_weight = (torch.where(t > 0, schedule.snr.to(t.device)[t - 1], 2 * snr) - snr) / 2
+            x0_weight = mean_coefficients(t, schedule)[0] ** 2 / (2 * variance(t, schedule, "beta"))
         case _:
             raise ValueError(f"There is no loss weighting {kind!r}; there are {', '.join(WEIGHTINGS)}.")
     c_out = scalings(schedule.sigmas.to(t.device)[t], prediction).c_out
