@@ -62,7 +62,7 @@ class DiffusionTask:
             noise=noise,
             mixed=mixed,
             posterior=normal(self.train.latent_shape, seed=seed, stream="posterior", positions=positions),
-            flips=(uniform(seed=seed, stream="flip", positions=positions) < 0.5).tolist(),
+            flips=[self.train.flip and number < 0.5 for number in uniform(seed=seed, stream="flip", positions=positions).tolist()],
             dropped=(uniform(seed=seed, stream="caption", positions=positions) < self.params.caption_dropout).tolist(),
         )
         return self._inputs(self.train, indices, chance)

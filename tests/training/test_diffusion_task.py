@@ -1,0 +1,138 @@
+"""The batches of the diffusion task: what each option does to them, and that position and seed decide everything."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from darkroom.config import TrainUnetParams, load_params
+from darkroom.data.latents import LatentShards, caption_key, write_captions, write_latents
+from darkroom.diffusion.denoiser import PREDICTIONS, add_noise, target
+from darkroom.diffusion.schedule import Schedule
+from darkroom.diffusion.weighting import WEIGHTINGS, loss_weights
+from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from darkroom.models.unet import UNet2DConditionModel, UNetConfig
+from darkroom.provenance import write_index
+from darkroom.training.diffusion_task import DiffusionTask
+from tests.tiny_run import write_params
+
+SHAPE = (4, 8, 8)
+NUM = 6
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Posteriors of standard deviation 0, so that the latents of a photo are its mean."""
+    folder = tmp_path_factory.mktemp("latents")
+    means = np.random.default_rng(0).standard_normal((NUM, 1, 1, *SHAPE), np.float32).astype(np.float16).astype(np.float32)
+    photos = [(f"photo{n}", "a cat", np.concatenate([means[n], np.zeros_like(means[n])], axis=1)) for n in range(NUM)]
+    tokens = np.ones((3, 8), np.float32)
+    splits = {split: write_latents(folder, split=split, samples=photos, samples_per_shard=10) for split in ("train", "val")}
+    splits["captions"] = write_captions(folder, [("a cat", tokens), ("", 0 * tokens)], samples_per_shard=10)
+    content = {"splits": splits, "latent_shape": SHAPE, "context_shape": (3, 8), "flip": False, "empty_caption_key": caption_key("")}
+    write_index(folder, stage="cache_latents", params={}, inputs={}, content=content)
+    return folder
+
+
+@pytest.fixture
+def make(latents, tmp_path):
+    """A task with changed parameters."""
+
+    def task(schedule: dict[str, Any] | None = None, **changes: Any) -> DiffusionTask:
+        kind = {"kind": "cosine", "num_train_timesteps": 1000, "beta_start": 0.001, "beta_end": 0.01, "zero_terminal_snr": False}
+        write_params(tmp_path / "params.yaml", train_unet={"schedule": kind | (schedule or {}), **changes})
+        params = load_params(tmp_path / "params.yaml")["train_unet"]
+        assert isinstance(params, TrainUnetParams)
+        return DiffusionTask(net(), LatentShards(latents, "train"), LatentShards(latents, "val"), params, vae=vae(),
+                             schedule=Schedule.make(**params.schedule.model_dump()))  # fmt: skip
+
+    return task
+
+
+def vae() -> AutoencoderKL:
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    return AutoencoderKL(AutoencoderConfig(latent_channels=4, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
+                                           scaling_factor=1.0, **blocks))  # fmt: skip
+
+
+def net() -> UNet2DConditionModel:
+    unet = UNet2DConditionModel(UNetConfig.from_levels(block_out_channels=[16], attention=[True], layers_per_block=1, channels_per_head=8,
+                                                       norm_num_groups=4, latent_channels=4, latent_size=8, context_dim=8))  # fmt: skip
+    unet.initialise(0)
+    return unet
+
+
+def drawn(task: DiffusionTask, positions: range) -> tuple[torch.Tensor, torch.Tensor]:
+    """x_0 and the plain noise of these positions, from two schedules: of x = a x_0 + b noise, two equations make both known."""
+    batch = task.batch(positions)
+    assert task.params.prediction == "sample"
+    sigma = task.schedule.sigmas[batch["timesteps"]].view(-1, 1, 1, 1)
+    return batch["target"], ((batch["x"] * (1 + sigma**2).sqrt() - batch["target"]) / sigma).float()
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("kind", ["cosine", "flow"])
+def test_a_batch_is_noised_latents_and_what_the_network_should_say_of_them(make, prediction, kind):
+    latents, noise = drawn(make(prediction="sample", schedule={"kind": kind}), range(8))
+    task = make(prediction=prediction, schedule={"kind": kind})
+    batch = task.batch(range(8))
+    t = batch["timesteps"]
+    torch.testing.assert_close(batch["x"], add_noise(latents, noise, t, task.schedule, prediction), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(batch["target"], target(latents, noise, t, task.schedule, prediction), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", WEIGHTINGS)
+def test_a_batch_has_the_weights_that_params_name(make, kind):
+    task = make(loss_weighting=kind, min_snr_gamma=3.0, p2_gamma=0.5)
+    batch = task.batch(range(8))
+    gamma = 0.5 if kind == "p2" else 3.0
+    torch.testing.assert_close(batch["weights"], loss_weights(batch["timesteps"], task.schedule, "v_prediction", kind, gamma))
+
+
+@pytest.mark.parametrize("changes", [{}, {"timesteps": "quasi_random", "noise_offset": 0.1, "input_perturbation": 0.1}])
+def test_a_sample_does_not_depend_on_the_batch_it_is_drawn_in(make, changes):
+    task = make(**changes)
+    whole, parts = task.batch(range(8)), [task.batch(range(3)), task.batch(range(3, 8))]
+    for key, values in whole.items():
+        torch.testing.assert_close(values, torch.cat([part[key] for part in parts]), rtol=0, atol=0)
+
+
+def test_offset_noise_shifts_whole_channels_and_is_asked_for(make):
+    plain, shifted = (make(prediction="epsilon", noise_offset=offset).batch(range(400)) for offset in (0.0, 0.5))
+    shift = shifted["target"] - plain["target"]
+    torch.testing.assert_close(shift, shift[:, :, :1, :1].expand_as(shift), rtol=0, atol=1e-5)
+    assert shift[:, :, 0, 0].std().item() == pytest.approx(0.5, rel=0.05)
+    assert shift.mean().abs() < 0.04
+    assert torch.corrcoef(shift[:, :, 0, 0].T).fill_diagonal_(0).abs().max() < 0.2
+    sigma = make().schedule.sigmas[plain["timesteps"]].view(-1, 1, 1, 1)
+    torch.testing.assert_close(shifted["x"] - plain["x"], (shift * sigma / (1 + sigma**2).sqrt()).float(), rtol=1e-3, atol=1e-4)
+
+
+def test_input_perturbation_is_seen_and_not_asked_for(make):
+    plain, perturbed = (make(input_perturbation=size).batch(range(64)) for size in (0.0, 0.1))
+    torch.testing.assert_close(perturbed["target"], plain["target"], rtol=0, atol=0)
+    sigma = make().schedule.sigmas[plain["timesteps"]].view(-1, 1, 1, 1)
+    seen = (perturbed["x"] - plain["x"]) * (1 + sigma**2).sqrt() / sigma
+    assert seen.std().item() == pytest.approx(0.1, rel=0.03)
+    assert torch.corrcoef(torch.stack([seen.flatten(), plain["x"].flatten()]))[0, 1].abs() < 0.03
+
+
+@torch.no_grad()
+def test_validation_is_on_plain_noise(make):
+    plain, changed = make(), make(noise_offset=0.5, input_perturbation=0.5, timesteps="lognormal")
+    assert plain.validate(torch.device("cpu")) == changed.validate(torch.device("cpu"))
+
+
+def test_latents_without_mirrored_views_are_trained_on_as_they_are(make, latents):
+    targets = make(prediction="sample").batch(range(NUM))["target"]
+    means = torch.from_numpy(LatentShards(latents, "train").moments(range(NUM), [False] * NUM)[:, 0])
+    assert all((row == means).flatten(1).all(1).any() for row in targets)
+
+
+def test_the_loss_is_the_weighted_squared_error(make):
+    task = make()
+    batch = task.batch(range(4))
+    loss, _ = task.loss(lambda x, t, context: batch["target"] + 2.0, batch)
+    assert loss.item() == pytest.approx(4 * batch["weights"].mean().item(), rel=1e-5)
