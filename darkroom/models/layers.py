@@ -1,10 +1,12 @@
 """The parts that the autoencoder and the U-Net share. Attribute names are diffusers' state-dict keys."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def reset_parameters(module: nn.Module, seed: int) -> None:
@@ -46,7 +48,29 @@ class TimestepMlp(nn.Module):
         return self.linear_2(F.silu(self.linear_1(embedding)))
 
 
-class ResidualBlock(nn.Module):
+class Recomputed(nn.Module):
+    """Base of blocks that can forget what they computed on the way to their output, and compute it again for the backward pass.
+
+    Chen et al. 2016: a third more arithmetic, and of each block only inputs stay in memory. No block draws at random, so that
+    there is no state of a generator to restore.
+    """
+
+    forgets = False
+
+    def __call__(self, *inputs: Tensor | None) -> Any:
+        if self.forgets and torch.is_grad_enabled():
+            return checkpoint(super().__call__, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return super().__call__(*inputs)
+
+
+def use_gradient_checkpointing(net: nn.Module) -> None:
+    """From now on the blocks of `net` keep their inputs only, where gradients are wanted."""
+    for module in net.modules():
+        if isinstance(module, Recomputed):
+            module.forgets = True
+
+
+class ResidualBlock(Recomputed):
     """norm, SiLU, conv twice, with the timestep added in the middle (He et al. 2016 in the form of Ho et al. 2020)."""
 
     def __init__(self, in_channels: int, out_channels: int, *, groups: int, eps: float, time_features: int | None = None) -> None:
@@ -158,7 +182,7 @@ class TransformerBlock(nn.Module):
         return tokens + self.ff(self.norm3(tokens))
 
 
-class SpatialTransformer(nn.Module):
+class SpatialTransformer(Recomputed):
     """A transformer block over the pixels of a feature map (Rombach et al. 2022, appendix E.2.1)."""
 
     def __init__(self, channels: int, heads: int, context_dim: int, *, groups: int, linear_projection: bool) -> None:
