@@ -7,22 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darkroom.diffusion.schedule import Schedule
+from darkroom.diffusion.schedule import KINDS, Schedule
+from darkroom.sampling import DiffusionConfig
 
-BETA_SCHEDULES = {
-    "linear": "linear",
-    "scaled_linear": "scaled_linear",
-    "squaredcos_cap_v2": "cosine",
-    "sigmoid": "sigmoid",
-}  # theirs -> ours
-NAMED = {"linear": "linear", "scaled_linear": "scaled_linear", "quadratic": "scaled_linear"}  # ours -> theirs, in every scheduler
+# diffusers' names -> ours
+BETA_SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
+SPACINGS = {"leading": "leading", "trailing": "trailing", "linspace": "trailing"}  # or the nearest
+# ours -> diffusers', as far as every scheduler there has them
+NAMED = {"linear": "linear", "scaled_linear": "scaled_linear", "quadratic": "scaled_linear"}
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-SAME_BETAS = 1e-4  # relative; schedulers compute in fp32
-TRAINED_KINDS = ("cosine", "sigmoid", "flow", "scaled_linear", "linear")
+DEFAULTS: dict[str, Any] = {"sampler": "ddim", "steps": 50, "guidance_scale": 7.5}  # of Stable Diffusion's pipeline
+STABLE_DIFFUSION: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
+SAME_BETAS = 1e-2  # relative; half precision rounds by less, two schedules differ by more
 
 
-def read_scheduler(config: Mapping[str, Any], where: Path | str) -> tuple[Schedule, str]:
-    """Schedule and prediction that a scheduler's configuration describes; how it steps does not matter to a model.
+def read_scheduler(config: Mapping[str, Any], where: Path | str) -> DiffusionConfig:
+    """Schedule, prediction and spacing of a scheduler's configuration; its way of stepping is no property of a model.
 
     Raises:
         ValueError: a schedule or a prediction that is not built here.
@@ -30,6 +30,9 @@ def read_scheduler(config: Mapping[str, Any], where: Path | str) -> tuple[Schedu
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in PREDICTIONS:
         raise ValueError(f"{where}: `prediction_type` is {prediction!r}; there are {', '.join(PREDICTIONS)}.")
+    spacing = config.get("timestep_spacing", "leading")
+    if spacing not in SPACINGS:
+        raise ValueError(f"{where}: `timestep_spacing` is {spacing!r}; there are {', '.join(SPACINGS)}.")
     if "beta_schedule" not in config and config.get("trained_betas") is None:
         raise ValueError(f"{where}: a {config.get('_class_name')} has no betas; models of Stable Diffusion 1.x and 2.x have.")
     numbers = {
@@ -39,29 +42,35 @@ def read_scheduler(config: Mapping[str, Any], where: Path | str) -> tuple[Schedu
         "zero_terminal_snr": config.get("rescale_betas_zero_snr", False),
     }
     if config.get("trained_betas") is not None:
-        return recognise(torch.tensor(config["trained_betas"], dtype=torch.float64), numbers, where), prediction
-    kind = config["beta_schedule"]
-    if kind not in BETA_SCHEDULES:
-        raise ValueError(f"{where}: `beta_schedule` is {kind!r}; there are {', '.join(BETA_SCHEDULES)}.")
-    return Schedule.make(BETA_SCHEDULES[kind], **numbers), prediction
+        schedule = recognise(torch.tensor(config["trained_betas"], dtype=torch.float64), numbers, where)
+    elif config["beta_schedule"] in BETA_SCHEDULES:
+        schedule = Schedule.make(BETA_SCHEDULES[config["beta_schedule"]], **numbers)
+    else:
+        raise ValueError(f"{where}: `beta_schedule` is {config['beta_schedule']!r}; there are {', '.join(BETA_SCHEDULES)}.")
+    return DiffusionConfig(schedule=schedule, prediction=prediction, spacing=SPACINGS[spacing], **DEFAULTS)
 
 
-def recognise(betas: Tensor, numbers: Mapping[str, Any], where: Path | str, kinds: tuple[str, ...] = TRAINED_KINDS) -> Schedule:
+def recognise(betas: Tensor, numbers: Mapping[str, Any], where: Path | str) -> Schedule:
     """The schedule of ours that has these betas (T,).
 
     Raises:
         ValueError: none has.
     """
     numbers = dict(numbers) | {"num_train_timesteps": len(betas)}
-    for kind in kinds:
+    for kind in KINDS:
         for rescaled in (False, True):
             schedule = Schedule.make(kind, **numbers | {"zero_terminal_snr": rescaled})
-            if torch.allclose(schedule.betas, betas.double(), rtol=SAME_BETAS, atol=0):
+            if has_betas(schedule, betas):
                 return Schedule.make(kind, **numbers | {"zero_terminal_snr": rescaled or numbers["zero_terminal_snr"]})
-    raise ValueError(f"{where}: `trained_betas` are those of none of the schedules that are built here ({', '.join(kinds)}).")
+    raise ValueError(f"{where}: `trained_betas` are those of none of the schedules that are built here ({', '.join(KINDS)}).")
 
 
-def scheduler_config(schedule: Schedule, prediction: str) -> dict[str, Any]:
+def has_betas(schedule: Schedule, betas: Tensor) -> bool:
+    """Are these (T,) the schedule's, but for rounding?"""
+    return schedule.betas.shape == betas.shape and torch.allclose(schedule.betas, betas.double(), rtol=SAME_BETAS, atol=0)
+
+
+def scheduler_config(diffusion: DiffusionConfig) -> dict[str, Any]:
     """The configuration of diffusers' DDIMScheduler that takes the same steps as ours; other schedulers read it too.
 
     A schedule that diffusers does not have under a name is written beta by beta.
@@ -69,6 +78,7 @@ def scheduler_config(schedule: Schedule, prediction: str) -> dict[str, Any]:
     Raises:
         ValueError: a prediction that no scheduler with betas has.
     """
+    schedule, prediction = diffusion.schedule, diffusion.prediction
     if prediction not in PREDICTIONS:
         raise ValueError(
             f"Models with prediction {prediction!r} cannot be exported: Stable Diffusion's pipeline has {', '.join(PREDICTIONS)}."
@@ -83,8 +93,8 @@ def scheduler_config(schedule: Schedule, prediction: str) -> dict[str, Any]:
         "trained_betas": None if named else plain_betas(schedule).tolist(),
         "rescale_betas_zero_snr": schedule.zero_terminal_snr,
         "prediction_type": prediction,
-        "timestep_spacing": "trailing",  # from the last timestep, where nothing but noise is left
-        "set_alpha_to_one": True,  # ... down to the clean picture
+        "timestep_spacing": "leading" if diffusion.spacing == "leading" else "trailing",
+        "set_alpha_to_one": True,  # the last step ends in the clean picture
         "steps_offset": 1,  # of spacing `leading` alone; the pipeline wants this value
         "clip_sample": False,
         "thresholding": False,

@@ -1,43 +1,37 @@
 """Models in and out: `import_model` and `export_model`, a part at a time, so that a large model fits into memory."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import Literal
 
-from darkroom.interchange.pipeline_folder import PipelineFolder
-from darkroom.models.autoencoder import AutoencoderKL
-from darkroom.models.clip import ClipTowers
-from darkroom.models.unet import UNet2DConditionModel, UNetConfig
+from darkroom.interchange import hub
+from darkroom.interchange.foreign_weights import SUFFIXES
+from darkroom.interchange.ldm_reader import SingleFile
+from darkroom.interchange.ldm_writer import write_single_file
+from darkroom.interchange.pipeline_reader import PipelineFolder
+from darkroom.interchange.pipeline_writer import write_pipeline
+from darkroom.interchange.source import ModelFolder, Source
+from darkroom.models.unet import UNetConfig
 from darkroom.models.weights import save_model
 from darkroom.provenance import replacing
-from darkroom.sampling import DiffusionConfig
+
+Format = Literal["diffusers", "single-file"]
 
 
-class Source(Protocol):
-    """A model somewhere, whose parts are read when they are asked for. Each raises ValueError where it is not what it should be."""
-
-    def clip(self) -> ClipTowers: ...
-
-    def vae(self) -> AutoencoderKL: ...
-
-    def unet(self) -> UNet2DConditionModel: ...
-
-    def diffusion(self) -> DiffusionConfig: ...
-
-
-def import_model(source: str, out: Path) -> None:
+def import_model(source: str, out: Path, *, prediction: str | None = None) -> None:
     """Writes a folder with clip/, vae/ and unet/, which `TextToImage.load` and the stages read.
 
     Args:
-        source: the folder of a diffusers pipeline.
+        source: the folder of a diffusers pipeline, a single file of Stable Diffusion, or OWNER/NAME on the hub.
         out: a new folder; it appears whole or not at all.
+        prediction: what the U-Net predicts, for a single file that does not say it.
 
     Raises:
-        ValueError: `out` is there already, or `source` is not a model of Stable Diffusion's architecture.
+        ValueError: `out` is there already, or `source` is not a whole model of Stable Diffusion's architecture.
     """
     check_new(out)
-    model = PipelineFolder(Path(source))
+    model = open_source(source, prediction)
+    diffusion = model.diffusion()  # the cheap questions first
     with replacing(out) as folder:
-        diffusion = model.diffusion()  # the cheap questions first
         clip = model.clip()
         clip.save(folder / "clip")
         context_dim = clip.context_dim
@@ -50,6 +44,53 @@ def import_model(source: str, out: Path) -> None:
         check_fits(unet.config, context_dim=context_dim, latent_channels=latent_channels)
         save_model(unet, folder / "unet")
         diffusion.save(folder / "unet")
+
+
+def open_source(source: str, prediction: str | None) -> Source:
+    """A model that others wrote, by what its name looks like.
+
+    Raises:
+        ValueError: nothing is there, or it is of another kind.
+    """
+    path = Path(source)
+    if path.is_file() or path.suffix in SUFFIXES:
+        return SingleFile(path, prediction)
+    if prediction is not None:
+        raise ValueError(f"{source} says itself what it predicts; leave --prediction out.")
+    if path.is_dir():
+        return PipelineFolder(path)
+    if hub.is_hub_id(source):
+        return PipelineFolder(hub.download(source))
+    raise ValueError(f"{source} is not there: give the folder of a diffusers pipeline, a single file, or OWNER/NAME on the hub.")
+
+
+def export_model(model: Path, out: Path, format: Format) -> list[Path]:
+    """Writes a folder of ours for other programs.
+
+    Args:
+        model: a folder with clip/, vae/ and unet/.
+        out: a new folder; or, of a single file, a new FILE.safetensors, beside which its card FILE.md appears.
+        format: for diffusers, or one file for ComfyUI, A1111 and their like.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: something is there already, or the model cannot be expressed.
+    """
+    check_new(out)
+    source = ModelFolder(model)
+    if format == "diffusers":
+        with replacing(out) as folder:
+            write_pipeline(source, folder)
+        return [out]
+    if out.suffix != ".safetensors":
+        raise ValueError(f"{out} should end in .safetensors: a single file is written.")
+    card = out.with_suffix(".md")
+    check_new(card)
+    with replacing(card) as text, replacing(out) as file:
+        text.write_text(write_single_file(source, file), encoding="utf-8")
+    return [out, card]
 
 
 def check_new(out: Path) -> None:

@@ -23,7 +23,6 @@ SCHEDULER_FILE = "scheduler/scheduler_config.json"
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 ENDINGS = (".safetensors", ".fp16.safetensors", ".bin")
 OLD_STEMS = {"text_encoder": "pytorch_model"}  # of .bin
-DEFAULTS: dict[str, Any] = {"sampler": "ddim", "steps": 50, "guidance_scale": 7.5}  # the pipeline's own
 
 
 class PipelineFolder:
@@ -61,8 +60,7 @@ class PipelineFolder:
         return clip
 
     def diffusion(self) -> DiffusionConfig:
-        schedule, prediction = read_scheduler(read_json(self.folder / SCHEDULER_FILE), self.folder / SCHEDULER_FILE)
-        return DiffusionConfig(schedule=schedule, prediction=prediction, **DEFAULTS)
+        return read_scheduler(read_json(self.folder / SCHEDULER_FILE), self.folder / SCHEDULER_FILE)
 
     def _config_file(self, part: str) -> Path:
         return self.folder / part / "config.json"
