@@ -15,7 +15,6 @@ from torch import Tensor
 
 COSINE_OFFSET = 0.008  # Nichol & Dhariwal 2021, section 3.2
 MAX_BETA = 0.999  # there too: the last cosine beta would be 1
-KARRAS_RHO = 7.0  # Karras et al. 2022, equation 5
 TERMINAL_SIGNAL = 2.0**-16  # sqrt(abar) that stands for 0 in a schedule of zero terminal SNR
 KINDS = ("linear", "quadratic", "sigmoid", "scaled_linear", "cosine", "flow")
 
@@ -107,32 +106,6 @@ class Schedule:
         t = t.detach().to("cpu", torch.float64)
         left = t.floor().long().clamp(0, len(knots) - 2)
         return torch.lerp(knots[left], knots[left + 1], t - left).exp()
-
-    def sigma_grid(self, steps: int, spacing: str = "trailing") -> Tensor:
-        """The noise levels that a sampler visits: (steps + 1,), falling from the schedule's last sigma, then 0.
-
-        Args:
-            steps: at least 1.
-            spacing: "trailing", evenly spaced timesteps that begin at the last one (Lin et al. 2024, table 2), or "karras"
-                (Karras et al. 2022, equation 5).
-
-        Raises:
-            ValueError: steps below 1, more trailing steps than there are timesteps, or an unknown spacing.
-        """
-        if steps < 1:
-            raise ValueError(f"steps is {steps}; a sampler takes at least 1.")
-        if spacing == "trailing":
-            if steps > self.num_train_timesteps:
-                raise ValueError(f"{steps} steps do not fit into the schedule's {self.num_train_timesteps} timesteps; take fewer.")
-            count = torch.arange(steps, dtype=torch.float64)
-            timesteps = (self.num_train_timesteps * (1 - count / steps)).round().long() - 1
-            sigmas = self.sigmas[timesteps]
-        elif spacing == "karras":
-            ends = self.sigmas[[-1, 0]] ** (1 / KARRAS_RHO)
-            sigmas = torch.linspace(ends[0].item(), ends[1].item(), steps, dtype=torch.float64) ** KARRAS_RHO
-        else:
-            raise ValueError(f"There is no spacing {spacing!r}; there are trailing and karras.")
-        return torch.cat([sigmas, sigmas.new_zeros(1)])
 
 
 def zero_terminal(betas: Tensor) -> Tensor:

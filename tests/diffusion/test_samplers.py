@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from darkroom.diffusion.grids import sigma_grid
 from darkroom.diffusion.samplers import SAMPLERS, Step, ddim, ddpm, euler
 from darkroom.diffusion.schedule import Schedule
 
@@ -58,7 +59,7 @@ def test_the_error_falls_with_the_order_of_the_method(name: str, order: int) -> 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_deterministic_samplers_end_where_the_ode_does(name: str) -> None:
-    sigmas = SCHEDULE.sigma_grid(200, "karras")
+    sigmas = sigma_grid(SCHEDULE, 200, "karras")
     x = sigmas[0] * draw(4, 1, 2, 2)
     exact = x * SPREAD / (SPREAD**2 + sigmas[0] ** 2).sqrt()
     torch.testing.assert_close(last(SAMPLERS[name](gaussian, x, sigmas)), exact, rtol=0.03, atol=0)
@@ -66,7 +67,7 @@ def test_deterministic_samplers_end_where_the_ode_does(name: str) -> None:
 
 @pytest.mark.parametrize("eta", [0.3, 1.0])
 def test_stochastic_samplers_keep_mean_and_variance_of_gaussian_data(eta: float) -> None:
-    sigmas, mean, num = SCHEDULE.sigma_grid(1000), 1.5, 20_000
+    sigmas, mean, num = sigma_grid(SCHEDULE, 1000), 1.5, 20_000
     generator = torch.Generator().manual_seed(0)
 
     def noise(_: int) -> Tensor:
@@ -96,7 +97,7 @@ def test_a_ddpm_step_is_the_posterior_of_the_paper() -> None:
 
 
 def test_ddim_without_noise_is_euler_and_with_all_of_it_ddpm() -> None:
-    sigmas = SCHEDULE.sigma_grid(10)
+    sigmas = sigma_grid(SCHEDULE, 10)
     x = sigmas[0] * draw(2, 3, 4, 4)
     torch.testing.assert_close(last(ddim(curved, x, sigmas)), last(euler(curved, x, sigmas)))
     ancestral = last(ddpm(curved, x, sigmas, noise_at=noise_at))
@@ -148,7 +149,7 @@ def assert_same_states(ours: Iterator[Step], theirs: Iterator[Tensor], steps: in
 @pytest.mark.parametrize("steps", [1, 8, 50])  # divisors of 1000: with others theirs leaves its own grid
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim_takes_the_steps_of_diffusers(eta: float, steps: int) -> None:
-    sigmas = SCHEDULE.sigma_grid(steps)
+    sigmas = sigma_grid(SCHEDULE, steps)
     x = sigmas[0] * draw(2, 3, 4, 4)
     scheduler = oracle("DDIMScheduler", steps, timestep_spacing="trailing", clip_sample=False)
     assert_same_states(ddim(curved, x, sigmas, noise_at=noise_at, eta=eta), preserving_states(scheduler, x, sigmas, eta=eta), steps)
@@ -157,7 +158,7 @@ def test_ddim_takes_the_steps_of_diffusers(eta: float, steps: int) -> None:
 @pytest.mark.parametrize(("spacing", "steps"), GRIDS)
 @pytest.mark.parametrize(("name", "theirs", "evaluations"), [("euler", "EulerDiscreteScheduler", 1), ("heun", "HeunDiscreteScheduler", 2)])
 def test_euler_and_heun_take_the_steps_of_diffusers(name: str, theirs: str, evaluations: int, spacing: str, steps: int) -> None:
-    sigmas = SCHEDULE.sigma_grid(steps, spacing)
+    sigmas = sigma_grid(SCHEDULE, steps, spacing)
     x = sigmas[0] * draw(2, 3, 4, 4)
     theirs_states = exploding_states(oracle(theirs, steps, **SPACINGS[spacing]), x, sigmas, evaluations=evaluations)
     assert_same_states(SAMPLERS[name](curved, x, sigmas), theirs_states, steps)
@@ -165,7 +166,7 @@ def test_euler_and_heun_take_the_steps_of_diffusers(name: str, theirs: str, eval
 
 @pytest.mark.parametrize(("spacing", "steps"), GRIDS)
 def test_dpmpp_2m_takes_the_steps_of_diffusers(spacing: str, steps: int) -> None:
-    sigmas = SCHEDULE.sigma_grid(steps, spacing)
+    sigmas = sigma_grid(SCHEDULE, steps, spacing)
     x = sigmas[0] * draw(2, 3, 4, 4)
     scheduler = oracle("DPMSolverMultistepScheduler", steps, **SPACINGS[spacing])
     assert_same_states(SAMPLERS["dpmpp_2m"](curved, x, sigmas), preserving_states(scheduler, x, sigmas), steps)
@@ -173,7 +174,7 @@ def test_dpmpp_2m_takes_the_steps_of_diffusers(spacing: str, steps: int) -> None
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_reports_its_steps_and_ends_on_what_it_denoised(name: str) -> None:
-    sigmas = SCHEDULE.sigma_grid(5)
+    sigmas = sigma_grid(SCHEDULE, 5)
     steps = list(SAMPLERS[name](curved, sigmas[0] * draw(2, 3, 4, 4), sigmas, noise_at=noise_at))
     assert [step.index for step in steps] == [0, 1, 2, 3, 4]
     assert [step.sigma for step in steps] == sigmas[:-1].tolist()
@@ -188,14 +189,14 @@ def test_network_evaluations_are_as_documented(name: str, expected: int) -> None
         calls.append(float(sigma))
         return curved(x, sigma)
 
-    sigmas = SCHEDULE.sigma_grid(5)
+    sigmas = sigma_grid(SCHEDULE, 5)
     last(SAMPLERS[name](counting, sigmas[0] * draw(2, 3, 4, 4), sigmas, noise_at=noise_at))
     assert len(calls) == expected
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_picture_does_not_depend_on_the_others_in_its_batch(name: str) -> None:
-    sigmas = SCHEDULE.sigma_grid(6)
+    sigmas = sigma_grid(SCHEDULE, 6)
     x = sigmas[0] * draw(2, 3, 4, 4)
     together = last(SAMPLERS[name](curved, x, sigmas, noise_at=noise_at))
     alone = last(SAMPLERS[name](curved, x[1:], sigmas, noise_at=lambda index: noise_at(index)[1:]))
@@ -205,7 +206,7 @@ def test_a_picture_does_not_depend_on_the_others_in_its_batch(name: str) -> None
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
 def test_fp32_states_stay_fp32_and_finite_from_the_largest_sigma_down(name: str, kind: str) -> None:
-    sigmas = Schedule.make(kind, 1000, 1e-4, 0.02).sigma_grid(20)
+    sigmas = sigma_grid(Schedule.make(kind, 1000, 1e-4, 0.02), 20)
     x = (sigmas[0] * draw(2, 3, 4, 4)).float()
     steps = list(SAMPLERS[name](gaussian, x, sigmas, noise_at=lambda index: noise_at(index).float()))
     assert all(step.x.dtype == torch.float32 and step.x.isfinite().all() for step in steps)

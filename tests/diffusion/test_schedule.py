@@ -110,7 +110,7 @@ def test_sigma_squared_is_the_noise_to_signal_ratio(schedule: Schedule) -> None:
 
 
 def test_everything_is_float64(schedule: Schedule) -> None:
-    for values in (schedule.betas, schedule.alphas, schedule.alphas_cumprod, schedule.sigmas, schedule.sigma_grid(7)):
+    for values in (schedule.betas, schedule.alphas, schedule.alphas_cumprod, schedule.sigmas):
         assert values.dtype == torch.float64
         assert values.isfinite().all()
 
@@ -131,32 +131,6 @@ def test_noise_levels_beyond_the_schedule_get_its_ends(schedule: Schedule) -> No
     assert schedule.sigma_to_t(torch.tensor([0.0, 1e9])).tolist() == [0.0, 999.0]
 
 
-@pytest.mark.parametrize("steps", [1, 2, 7, 50, 1000])
-@pytest.mark.parametrize("spacing", ["trailing", "karras"])
-def test_a_grid_falls_from_the_last_sigma_to_zero(schedule: Schedule, steps: int, spacing: str) -> None:
-    grid = schedule.sigma_grid(steps, spacing)
-    assert grid.shape == (steps + 1,)
-    assert (grid.diff() < 0).all()
-    assert grid[0].item() == pytest.approx(schedule.sigmas[-1].item())
-    assert grid[-1] == 0
-
-
-def test_the_trailing_grid_visits_the_timesteps_of_diffusers() -> None:
-    diffusers = pytest.importorskip("diffusers")
-    oracle = diffusers.DDIMScheduler(1000, timestep_spacing="trailing", **ENDS)
-    schedule = Schedule.make("linear", 1000, **ENDS)
-    for steps in (1, 3, 30, 700, 1000):
-        oracle.set_timesteps(steps)
-        torch.testing.assert_close(schedule.sigma_to_t(schedule.sigma_grid(steps)[:-1]).round().long(), oracle.timesteps)
-
-
-def test_the_karras_grid_is_that_of_diffusers() -> None:
-    diffusers = pytest.importorskip("diffusers")
-    oracle = diffusers.EulerDiscreteScheduler(1000, use_karras_sigmas=True, timestep_spacing="linspace", **ENDS)
-    oracle.set_timesteps(20)
-    torch.testing.assert_close(Schedule.make("linear", 1000, **ENDS).sigma_grid(20, "karras").float(), oracle.sigmas, rtol=1e-4, atol=0)
-
-
 @pytest.mark.parametrize(("start", "end"), [(0.0, 0.1), (0.2, 0.1), (0.1, 1.0), (-0.1, 0.1)])
 def test_betas_that_do_not_rise_within_zero_and_one_are_refused(start: float, end: float) -> None:
     with pytest.raises(ValueError, match=rf"beta_start \({start}\) and beta_end \({end}\) must satisfy"):
@@ -166,18 +140,3 @@ def test_betas_that_do_not_rise_within_zero_and_one_are_refused(start: float, en
 def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="no schedule 'exponential'; there are linear, quadratic"):
         Schedule.make("exponential", 10, **ENDS)
-
-
-def test_an_unknown_spacing_is_refused(schedule: Schedule) -> None:
-    with pytest.raises(ValueError, match="no spacing 'leading'; there are trailing and karras"):
-        schedule.sigma_grid(5, "leading")
-
-
-def test_less_than_one_step_is_refused(schedule: Schedule) -> None:
-    with pytest.raises(ValueError, match="steps is 0; a sampler takes at least 1"):
-        schedule.sigma_grid(0)
-
-
-def test_more_trailing_steps_than_timesteps_are_refused(schedule: Schedule) -> None:
-    with pytest.raises(ValueError, match="1001 steps do not fit into the schedule's 1000 timesteps"):
-        schedule.sigma_grid(1001)
