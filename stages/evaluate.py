@@ -57,6 +57,7 @@ def run(stage: Stage[EvaluateParams]) -> None:
     params, out = stage.params, stage.outs["report"]
     train, held_out = (ImageShards(stage.inputs["shards"], split) for split in ("train", "val"))
     artist = TextToImage.load(stage.inputs["unet"].parent)
+    extractor = make_extractor(params.features, artist, stage.indexes["clip"]["fingerprint"])
     sources = choose_sources(held_out.captions, set(train.captions), params.num_samples)
     prompts = [held_out.captions[row] for row in sources]
     seeds = [params.seed + index for index in range(params.num_samples)]
@@ -64,7 +65,6 @@ def run(stage: Stage[EvaluateParams]) -> None:
     images = artist.sample(prompts, seeds=seeds, **sampling, batch_size=params.batch_size, show_progress=True)
     drawn = Drawn(np.array(sources), prompts, images)
 
-    extractor = make_extractor(params.features, artist, stage.indexes["clip"]["fingerprint"])
     features = extract(extractor, drawn, held_out, train, params.batch_size)
     copies = memorization(features.samples, features.train, features.held_out, drawn.sources)
     originals = held_out.images(range(min(len(held_out), MAX_RECONSTRUCTIONS)))
@@ -112,6 +112,7 @@ def choose_sources(held_out: Sequence[str], train: set[str], num: int) -> list[i
 
 def make_extractor(params: FeatureParams, artist: TextToImage, clip_fingerprint: str) -> Extractor:
     if params.kind == "clip":
+        artist.clip.check_image_tower()
         return clip_features(artist.clip.encode_images, clip_fingerprint)
     return torchvision_features(
         params.arch,
@@ -152,7 +153,12 @@ def distances(features: Features, sources: np.ndarray, num_neighbours: int) -> d
 
 
 def alignment(artist: TextToImage, drawn: Drawn, held_out: ImageShards, batch_size: int) -> dict[str, float]:
-    """CLIP scores by the run's own CLIP: of samples with their prompts and with others, and of photos with their captions."""
+    """CLIP scores by the run's own CLIP: of samples with their prompts and with others, and of photos with their captions.
+
+    {} if that CLIP has no image tower, as that of an imported Stable Diffusion.
+    """
+    if not artist.clip.has_image_tower:
+        return {}
     embed = clip_features(artist.clip.encode_images, "")
     captions = held_out.captions[:MAX_PHOTOS]
     samples = embed(drawn.read, len(drawn.prompts), batch_size=batch_size, desc="samples")

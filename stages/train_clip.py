@@ -8,6 +8,7 @@ Reads data/shards. Writes data/clip: open_clip_config.json and open_clip_model.s
 from darkroom.config import TrainClipParams
 from darkroom.data.shards import ImageShards
 from darkroom.models.clip import ClipTowers
+from darkroom.models.text_conditioning import TextConditioning
 from darkroom.provenance import write_json
 from darkroom.stage import Stage, main
 from darkroom.training.clip_task import ClipTask
@@ -20,6 +21,7 @@ def run(stage: Stage[TrainClipParams]) -> None:
     towers = (
         ClipTowers.build(params.model.model_dump(), seed=params.seed) if params.mode == "scratch" else ClipTowers.load(params.pretrained)
     )
+    towers.conditioning = conditioning(params, towers.conditioning)
     curves = Curves()
     if params.mode != "pretrained":
         task = ClipTask(towers, ImageShards(shards, "train"), ImageShards(shards, "val"), seed=params.seed)
@@ -29,6 +31,14 @@ def run(stage: Stage[TrainClipParams]) -> None:
         curves.write(stage.outs["clip"])
         write_json(stage.outs["clip"] / "metrics.json", curves.last_validation())
         stage.content["clip"] = {"mode": params.mode, "context_length": towers.context_length, "context_dim": towers.context_dim}
+
+
+def conditioning(params: TrainClipParams, stored: TextConditioning) -> TextConditioning:
+    """What the source says, but for what the parameters say."""
+    return TextConditioning(
+        layer=stored.layer if params.text_layer == "source" else params.text_layer,
+        pad_token=stored.pad_token if params.pad_token == "source" else params.pad_token,
+    )
 
 
 if __name__ == "__main__":

@@ -33,8 +33,7 @@ pipeline = StableDiffusionPipeline.from_pretrained("path/to/this/folder")
 picture = pipeline("a prompt", height={size}, width={size}, num_inference_steps={steps}, guidance_scale={guidance_scale:g}).images[0]
 ```
 
-The scheduler is DDIM from the last timestep to the clean picture; others can be made from its configuration. There is no
-safety checker.
+The scheduler is DDIM; others can be made from its configuration. There is no safety checker.
 """
 EXCLAMATION = """
 The tokenizer pads with "!", which has number 0, as Stable Diffusion 2.x does; transformers therefore reads a "!" in a prompt as

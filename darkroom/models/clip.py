@@ -163,7 +163,7 @@ class ClipTowers(nn.Module):
 
     @property
     def image_size(self) -> int:
-        self._check_image_tower()
+        self.check_image_tower()
         size = self.model.visual.image_size
         return size[0] if isinstance(size, tuple) else size
 
@@ -223,11 +223,12 @@ class ClipTowers(nn.Module):
     @torch.no_grad()
     def encode_texts(self, captions: Sequence[str]) -> Tensor:
         """(B, E) of length 1, for metrics"""
-        self._check_image_tower()
+        self.check_image_tower()
         tokens = self.tokenize(captions).to(self.pixel_mean.device)
         return F.normalize(self.model.encode_text(tokens).float(), dim=-1)
 
-    def _check_image_tower(self) -> None:
+    def check_image_tower(self) -> None:
+        """Raises ValueError, with what to do, where there is none."""
         if not self.has_image_tower:
             raise ValueError(
                 "This CLIP has no image tower, as Stable Diffusion checkpoints have none: it can guide a U-Net, but neither be trained "
