@@ -1,12 +1,8 @@
-"""params.yaml as typed, frozen, strict sections: one class a stage, one field a number of the run."""
+"""The parameters of a run as typed, frozen, strict sections: one class a stage, one field a number."""
 
-import difflib
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Field(ge=0, le=1)
 PositiveInt = Field(gt=0)
@@ -81,6 +77,8 @@ class ClipModel(Section):
 class TrainClipParams(TrainingParams):
     mode: Literal["scratch", "finetune", "pretrained"]
     pretrained: str  # `ARCH` and weights as `ARCH::TAG_OR_FILE`, `hf-hub:OWNER/NAME` or a local folder; "" in scratch
+    text_layer: Literal["source", "last", "penultimate"]  # whose hidden states the U-Net attends to; source = as a folder says, else last
+    pad_token: Literal["source", "zero", "end"]  # behind short captions; source = as a folder says, else zero
     model: ClipModel
 
     @model_validator(mode="after")
@@ -98,16 +96,72 @@ class VaeModel(Section):
     mid_block_add_attention: bool
 
 
+class ClassifierPixels(Section):
+    """The pixels that a classifier was trained on; the defaults are torchvision's."""
+
+    channels: Literal["rgb", "bgr"] = "rgb"
+    scale: float = Field(default=1.0, gt=0)  # pixels are 0..scale before mean and std
+    mean: list[float] = Field(default=[0.485, 0.456, 0.406], min_length=3, max_length=3)
+    std: list[float] = Field(default=[0.229, 0.224, 0.225], min_length=3, max_length=3)
+
+
+class PerceptualParams(ClassifierPixels):
+    """A distance in a classifier's features, beside the likelihood."""
+
+    weight: float = Field(ge=0)  # 0 = off, and no network is looked for
+    arch: str = ""  # a name in torchvision, e.g. squeezenet1_0
+    weights: str = ""  # a local .safetensors file; "" = torchvision's own, downloaded
+    layers: list[str] = []  # names of modules whose outputs are compared
+
+    @model_validator(mode="after")
+    def _network_named(self) -> "PerceptualParams":
+        if self.weight and not (self.arch and self.layers):
+            raise ValueError("perceptual.weight above 0 needs perceptual.arch and perceptual.layers (and weights, a local .safetensors)")
+        return self
+
+
+class AdversarialParams(Section):
+    """A discriminator of patches, beside the likelihood."""
+
+    weight: float = Field(ge=0)  # 0 = off; times the ratio of gradients that balances it with the likelihood
+    start_step: int = Field(ge=0)  # the first step that is judged
+    channels: int = PositiveInt  # of the discriminator's first layer
+    num_halvings: int = PositiveInt  # of the side; 3 = patches of 70 px
+
+
 class TrainVaeParams(TrainingParams):
     init: str  # a folder in diffusers' layout to start from; "" = new weights
     model: VaeModel  # of new weights; ignored with `init`
-    likelihood: Literal["gaussian", "laplace"]  # of a pixel given its latents
+    likelihood: Literal["gaussian", "laplace", "bernoulli"]  # of a pixel given its latents
     decoder_scale: float = Field(gt=0)  # its standard deviation (gaussian) or scale (laplace), in units of [-1, 1]
+    learn_scale: bool  # start from decoder_scale and train it
     kl_weight: float = Field(ge=0)  # 1 = the evidence lower bound
+    perceptual: PerceptualParams
+    adversarial: AdversarialParams
     num_pictures: int = PositiveInt  # held-out reconstructions that are drawn
+
+    @model_validator(mode="after")
+    def _terms_agree(self) -> "TrainVaeParams":
+        if self.learn_scale and self.likelihood == "bernoulli":
+            raise ValueError("likelihood: bernoulli has no scale to learn; set learn_scale: false, or take gaussian or laplace")
+        if self.adversarial.weight and self.steps and self.adversarial.start_step >= self.steps:
+            raise ValueError(
+                f"adversarial.start_step ({self.adversarial.start_step}) is never reached in {self.steps} steps; lower it, "
+                "or set adversarial.weight: 0.0"
+            )
+        return self
+
+
+class ReconstructionGate(Section):
+    """What held-out reconstructions must reach before latents are cached; None = not asked."""
+
+    min_psnr: float | None = Field(gt=0)  # dB
+    min_ssim: float | None = Field(ge=-1, le=1)
+    max_frechet: float | None = Field(ge=0)  # in the features of the run's own CLIP
 
 
 class CacheLatentsParams(Section):
+    gate: ReconstructionGate
     batch_size: int = PositiveInt
     flip: bool  # cache the mirrored picture too; training draws one of the two
     precision: Precision
@@ -186,17 +240,13 @@ class TrainUnetParams(TrainingParams):
         return self
 
 
-class FeatureParams(Section):
+class FeatureParams(ClassifierPixels):
     """Whose features the distances are measured in."""
 
     kind: Literal["clip", "torchvision"]  # clip = the run's own
     arch: str = ""  # torchvision: e.g. squeezenet1_0
     weights: str = ""  # torchvision: a local .safetensors file
     size: int = Field(default=224, gt=0)  # torchvision: px
-    channels: Literal["rgb", "bgr"] = "rgb"
-    scale: float = Field(default=1.0, gt=0)  # torchvision: pixels are 0..scale before mean and std
-    mean: list[float] = Field(default=[0.485, 0.456, 0.406], min_length=3, max_length=3)
-    std: list[float] = Field(default=[0.229, 0.224, 0.225], min_length=3, max_length=3)
 
     @model_validator(mode="after")
     def _classifier_named(self) -> "FeatureParams":
@@ -231,64 +281,3 @@ SECTIONS: dict[str, type[Section]] = {
     "evaluate": EvaluateParams,
     "register": RegisterParams,
 }
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """YAML 1.2 by ruamel, DVC's own parser, so that both read `1e-4` as a number.
-
-    Raises:
-        ValueError: the file is missing, is not UTF-8, is not YAML or is not a mapping.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} is missing. Take one of presets/, e.g. `cp presets/photos-64-cpu.yaml {path}`.")
-    try:
-        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
-    except YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} should map stage names to their parameters; found {type(content).__name__}.")
-    return content
-
-
-def load_params(path: Path) -> dict[str, Section]:
-    """Reads and checks every section, so that a slip in the last stage is found before the first one works.
-
-    Raises:
-        ValueError: an unknown key (with the nearest known one), a missing key, a value out of range.
-    """
-    content = read_yaml(path)
-    _refuse_unknown_keys(content, SECTIONS, path, prefix="")
-    if missing := [name for name in SECTIONS if name not in content]:
-        raise ValueError(f"{path}: section `{missing[0]}` is missing; see the one in presets/photos-64-cpu.yaml.")
-    problems: list[str] = []
-    sections: dict[str, Section] = {}
-    for name, section in SECTIONS.items():
-        try:
-            sections[name] = section.model_validate(content[name])
-        except ValidationError as error:
-            problems += [_sentence(item, prefix=name) for item in error.errors()]
-    if problems:
-        raise ValueError(f"{path}: " + "; ".join(problems))
-    return sections
-
-
-def _refuse_unknown_keys(content: dict[str, Any], known: dict[str, Any], path: Path, prefix: str) -> None:
-    for key, value in content.items():
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"did you mean `{prefix}{near[0]}`?" if near else f"known here: {', '.join(known)}."
-            raise ValueError(f"{path}: `{prefix}{key}` is not a parameter; {hint}")
-        inner = getattr(known[key], "annotation", known[key])
-        if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, Section):
-            _refuse_unknown_keys(value, dict(inner.model_fields), path, prefix=f"{prefix}{key}.")
-
-
-def _sentence(item: Any, prefix: str) -> str:
-    where = ".".join([prefix, *(str(part) for part in item["loc"])])
-    if item["type"] == "missing":
-        return f"`{where}` is missing"
-    if item["type"] == "value_error":
-        return f"`{where}`: {item['ctx']['error']}"
-    return f"`{where}` is {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from darkroom.config import Section, load_params
+from darkroom.config import Section
+from darkroom.params_file import load_params
 from darkroom.provenance import check_lineage, hash_json, read_index, replacing, write_index, write_json
 from darkroom.tracking import stage_run
 from darkroom.tracking.tracker import Tracker

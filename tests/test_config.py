@@ -5,7 +5,8 @@ import pytest
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from darkroom.config import SECTIONS, load_params, read_yaml
+from darkroom.config import SECTIONS
+from darkroom.params_file import load_params, read_yaml
 
 ROOT = Path(__file__).parents[1]
 FILES = ["params.yaml", *sorted(f"presets/{path.name}" for path in (ROOT / "presets").glob("*.yaml"))]

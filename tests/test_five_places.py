@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from darkroom.config import SECTIONS, read_yaml
+from darkroom.config import SECTIONS
+from darkroom.params_file import read_yaml
 
 ROOT = Path(__file__).parents[1]
 WORDS = list(read_yaml(ROOT / "dvc.yaml")["stages"])  # the Prefect tasks are read from here too

@@ -46,8 +46,9 @@ def add_doctor(commands: Commands) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
-    from darkroom.config import IngestParams, load_params
+    from darkroom.config import IngestParams
     from darkroom.data.scan import check_usable, examine, summary
+    from darkroom.params_file import load_params
 
     params = load_params(arguments.params)["ingest"]
     assert isinstance(params, IngestParams)

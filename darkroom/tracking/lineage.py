@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from darkroom.config import read_yaml
+from darkroom.params_file import read_yaml
 from darkroom.provenance import hash_file, hash_json
 
 

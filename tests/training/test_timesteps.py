@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from darkroom.config import TrainUnetParams, load_params
+from darkroom.config import TrainUnetParams
 from darkroom.diffusion.schedule import Schedule
+from darkroom.params_file import load_params
 from darkroom.training.draws import quasi_uniform
 from darkroom.training.timesteps import draw_timesteps
 from tests.tiny_run import write_params
