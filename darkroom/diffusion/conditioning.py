@@ -1,0 +1,105 @@
+"""What a sampler needs to work on a picture that is there: where it starts, what it must keep, and the noise that leads to a picture.
+
+All of it acts on D(x, sigma), on the grid or on the noise, so that every sampler can be used with it. Pictures are normalised
+latents here.
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from darkroom.diffusion.denoiser import Denoise
+
+SMALLEST_ANGLE = 1e-6  # between directions that have an arc in float64
+
+
+def grid_of_strength(sigmas: Tensor, strength: float) -> Tensor:
+    """The last part of a grid, which image-to-image walks (Meng et al. 2022, SDEdit): `strength` of its steps, rounded down.
+
+    Args:
+        sigmas: (steps + 1,), falling to 0.
+        strength: 0 = no step at all, 1 = the whole grid; above 0 there is one step at least.
+
+    Raises:
+        ValueError: strength outside 0 to 1.
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength is {strength}; it should be between 0 (the picture as it is) and 1 (nothing of it).")
+    steps = len(sigmas) - 1
+    taken = max(1, math.floor(steps * strength + 1e-9)) if strength else 0  # 100 * 0.29 is 28.999999999999996
+    return sigmas[steps - taken :]
+
+
+def start(noise: Tensor, sigma: Tensor, known: Tensor | None = None, *, strength: float = 1.0, mask: Tensor | None = None) -> Tensor:
+    """x at the first noise level: known + sigma noise, without `known` where nothing of it is to be seen.
+
+    That is everywhere at strength 1, as in text-to-image: what little of the picture is left in known + sigma noise shows, because
+    networks look for it. What a mask keeps is there at every strength.
+
+    Args:
+        noise: standard normal, (B, C, h, w).
+        known: the picture to begin with, (B, C, h, w).
+        mask: (B, 1, h, w), 1 where it is drawn anew and 0 where it is kept.
+    """
+    x = noise * sigma
+    if known is None:
+        return x
+    if strength < 1:
+        return x + known
+    return x if mask is None else x + (1 - mask) * known
+
+
+def inpaint(denoise: Denoise, known: Tensor, mask: Tensor) -> Denoise:
+    """A D that sees `known` where the mask is 0, whatever x is, so that every sampler ends there.
+
+    What is known of the picture needs no network: D is an expectation, and this is its value. The same as putting
+    known + sigma noise into x after each step (Lugmayr et al. 2022, RePaint, equation 8), but without a second draw of noise.
+
+    Args:
+        known: (B, C, h, w).
+        mask: (B, 1, h, w), 1 where it is drawn anew; between 0 and 1 the two are mixed.
+    """
+    return lambda x, sigma: torch.lerp(known, denoise(x, sigma), mask)
+
+
+def ddim_invert(denoise: Denoise, known: Tensor, sigmas: Tensor, *, iterations: int = 1) -> Tensor:
+    """x at noise level sigmas[0], from which `ddim` on the same grid comes back to `known`: its steps backwards.
+
+    A step of DDIM is x = x' + (sigma - sigma') slope(x', sigma'), from the higher level sigma' to sigma. To undo it, x' must be known
+    already; x takes its place in the slope, which is as exact as a step is short (Dhariwal & Nichol 2021, appendix F; the slope at
+    the higher level, as in diffusers' DDIMInverseScheduler). Each further iteration puts the x' just found into the slope, and
+    comes nearer to the exact inverse (Pan et al. 2023) where the network is smooth.
+
+    Args:
+        known: (B, C, h, w).
+        sigmas: (steps + 1,), falling to 0.
+        iterations: evaluations of D a step.
+
+    Raises:
+        ValueError: iterations below 1.
+    """
+    if iterations < 1:
+        raise ValueError(f"iterations is {iterations}; each step of the inversion takes at least 1.")
+    x = known
+    for sigma, sigma_next in pairwise(sigmas.detach().to("cpu", torch.float64).flip(0)):
+        x_next = x
+        for _ in range(iterations):
+            x_next = x + (sigma_next - sigma) * (x_next - denoise(x_next, sigma_next)) / sigma_next
+        x = x_next
+    return x
+
+
+def slerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
+    """Spherical interpolation of each sample (Shoemake 1985): noise stays as long as noise is, where the mean of two noises is too short.
+
+    From `start` (B, ...) at weight 0 to `end` at weight 1, along the arc between their directions, with a length that goes evenly
+    from one to the other. Equal or opposite directions, which have no one arc, are joined by a straight line.
+    """
+    axes = tuple(range(1, start.ndim))
+    lengths = [torch.linalg.vector_norm(side.double(), dim=axes, keepdim=True) for side in (start, end)]
+    first, last = start.double() / lengths[0], end.double() / lengths[1]
+    angle = (first * last).sum(axes, keepdim=True).clamp(-1, 1).arccos().clamp(SMALLEST_ANGLE, math.pi - SMALLEST_ANGLE)
+    direction = (((1 - weight) * angle).sin() * first + (weight * angle).sin() * last) / angle.sin()
+    return (direction * torch.lerp(*lengths, weight)).to(start.dtype)
