@@ -1,0 +1,142 @@
+"""How well the trained models know photos: bounds on -log p(photo | caption), from the VAE alone and together with the U-Net.
+
+Of the VAE alone, whose latents z have the prior N(0, 1), it is the evidence lower bound (Kingma & Welling 2014, equation 3). With the
+U-Net's model of the latents in the place of that prior (Vahdat et al. 2021, equation 6),
+
+    -log p(x) <= E[-log p(x | z)] - H(q(z | x)) + E[bound of the normalised z] - dims log(scaling factor),
+
+the last for the change of variables from z to its normalised form.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darkroom.diffusion.bound import Bound, bits_per_dim, spread_timesteps, timestep_probabilities, variational_bound
+from darkroom.diffusion.denoiser import Denoise
+from darkroom.diffusion.schedule import Schedule
+from darkroom.models.autoencoder import AutoencoderKL
+from darkroom.training.draws import normal
+from darkroom.training.losses import kl_divergence, negative_log_likelihood
+
+LIKELIHOOD = "likelihood.json"
+LEVELS_A_UNIT = 127.5  # of 8-bit pixels in [-1, 1]
+
+
+@dataclass(frozen=True)
+class PixelLikelihood:
+    """p(x | z) of the VAE's decoder."""
+
+    likelihood: str  # see losses.negative_log_likelihood
+    scale: float | None
+
+    @classmethod
+    def load(cls, vae: Path, params: dict[str, Any]) -> "PixelLikelihood":
+        """From the folder of a VAE; where nothing is said there, a Gaussian of `decoder_scale`, which is a likelihood of any VAE.
+
+        Args:
+            vae: the folder.
+            params: section train_vae.
+        """
+        if (vae / LIKELIHOOD).is_file():
+            return cls(**json.loads((vae / LIKELIHOOD).read_text(encoding="utf-8")))
+        return cls("gaussian", params["decoder_scale"])
+
+
+@dataclass(frozen=True)
+class PhotoModel:
+    """All that a photo's bound needs beside the U-Net."""
+
+    vae: AutoencoderKL
+    pixels: PixelLikelihood
+    schedule: Schedule  # that of the U-Net
+
+
+@dataclass(frozen=True)
+class PhotoBounds:
+    """Nats a photo, float64 (B,) each, on the CPU."""
+
+    nll: Tensor  # -log p(x | z) of one draw of z
+    kl: Tensor  # KL(q(z | x) || N(0, 1))
+    entropy: Tensor  # of q(z | x)
+    latents: Bound  # of the normalised z
+
+    @property
+    def vae(self) -> Tensor:
+        """The negative evidence lower bound."""
+        return self.nll + self.kl
+
+    def together(self, latent_dims: int, scaling_factor: float) -> Tensor:
+        """The bound of VAE and U-Net."""
+        return self.nll - self.entropy + self.latents.total - latent_dims * math.log(scaling_factor)
+
+
+@torch.no_grad()
+def photo_bounds(
+    model: PhotoModel, denoise: Denoise, images: Tensor, *, seed: int, positions: range, num_positions: int, num_timesteps: int
+) -> PhotoBounds:
+    """The bounds of one batch; noise and timesteps of a photo depend on its position alone.
+
+    Args:
+        model: VAE and schedule.
+        denoise: D(x, sigma) of normalised latents, given the captions of these photos.
+        images: (B, 3, H, W) in [-1, 1].
+        seed: of the noise.
+        positions: the numbers of these photos, of `num_positions` that are looked at.
+        num_positions: see `spread_timesteps`.
+        num_timesteps: noise levels of the chain at which each photo is looked at.
+    """
+    vae, schedule, pixels = model.vae, model.schedule, model.pixels
+    mean, std = vae.encode(images)
+
+    def noise_of(stream: str) -> Tensor:
+        return normal(mean.shape[1:], seed=seed, stream=f"bound/{stream}", positions=positions).to(mean.device)
+
+    z = mean + std * noise_of("posterior")
+    nll = negative_log_likelihood(images, vae.decode(z), likelihood=pixels.likelihood, scale=pixels.scale)
+    latents = variational_bound(
+        denoise,
+        vae.normalise(z),
+        schedule,
+        noise_of=lambda number: noise_of(str(number)),
+        timesteps=spread_timesteps(schedule, num=num_timesteps, positions=positions, num_positions=num_positions),
+        probabilities=timestep_probabilities(schedule),
+    )
+    entropy = (std.log() + 0.5 * math.log(2 * math.pi * math.e)).flatten(1).sum(1)
+    kl = kl_divergence(mean, 2 * std.log())
+    return PhotoBounds(nll.cpu().double(), kl.cpu().double(), entropy.cpu().double(), latents)
+
+
+def bound_numbers(model: PhotoModel, parts: Sequence[PhotoBounds], *, pixel_dims: int, latent_dims: int) -> dict[str, float]:
+    """Means over photos, as metrics.json names them.
+
+    Bits of pixels are those of 8-bit pixels: the density of a value times the distance to the next one stands for its probability.
+    A Bernoulli likelihood is one of black or white, so that there is no distance.
+    """
+    bin_bits = 0.0 if model.pixels.likelihood == "bernoulli" else math.log2(LEVELS_A_UNIT)
+    together = torch.cat([part.together(latent_dims, model.vae.config.scaling_factor) for part in parts])
+    vae = torch.cat([part.vae for part in parts])
+    terms = {name: torch.cat([getattr(part.latents, name) for part in parts]) for name in ("total", "prior", "chain", "decoder")}
+    photo_bits = bits_per_dim(together, pixel_dims) + bin_bits
+    return {
+        "photo_bits_per_dim": float(photo_bits.mean()),
+        "photo_bits_per_dim_standard_error": standard_error(photo_bits),
+        "vae_elbo_nats": -float(vae.mean()),
+        "vae_bits_per_dim": float(bits_per_dim(vae, pixel_dims).mean()) + bin_bits,
+        **{f"latent_bits_{name}": float(bits_per_dim(nats, latent_dims).mean()) for name, nats in terms.items()},
+    }
+
+
+def standard_error(values: Tensor) -> float:
+    """Of the mean of values (B,) whose timesteps are spread over the photos: from the differences of neighbours.
+
+    Neighbours are looked at at nearly the same timesteps and are as different as any two photos otherwise; the spread of all values would
+    count the terms' dependence on time as chance (Wolter 2007, chapter 8).
+    """
+    return float((values.diff().square().mean() / (2 * len(values))).sqrt())
