@@ -50,6 +50,11 @@ class TrainingParams(Section):
     num_processes: int = PositiveInt  # started by `accelerate launch`, one a device
     seed: int = Field(ge=0)
 
+    @property
+    def micro_batch(self) -> int:
+        """Pictures that one process looks at at a time."""
+        return self.batch_size // (self.num_processes * self.gradient_accumulation)
+
     @model_validator(mode="after")
     def _batch_divides(self) -> "TrainingParams":
         parts = self.num_processes * self.gradient_accumulation
@@ -213,8 +218,19 @@ class SamplerParams(Section):
     guidance_scale: float = Field(ge=0)  # 1 = off
 
 
+class LoraParams(Section):
+    """Small matrices that are trained beside the weights of `init`, which stay as they are."""
+
+    rank: int = Field(ge=0)  # of these matrices; 0 = off, all weights are trained
+    alpha: int = PositiveInt  # their product counts alpha / rank times
+    conv: bool  # beside convolutions too, not only beside attention's projections
+
+
 class TrainUnetParams(TrainingParams):
-    model: UnetModel
+    init: str  # a folder in diffusers' layout with diffusion.json to start from; "" = new weights
+    model: UnetModel  # of new weights; ignored with `init`
+    lora: LoraParams
+    gradient_checkpointing: bool  # keep less in memory, compute a third more
     schedule: ScheduleParams
     prediction: Literal["epsilon", "v_prediction", "sample", "flow"]
     loss_weighting: Literal["simple", "min_snr", "soft_min_snr", "p2", "variational"]
@@ -229,6 +245,12 @@ class TrainUnetParams(TrainingParams):
     sample_every: int = PositiveInt  # steps between sample pictures
     num_samples: int = PositiveInt  # sample pictures, of held-out captions
     sampling: SamplerParams  # of these pictures, and the default of the trained model
+
+    @model_validator(mode="after")
+    def _something_is_adapted(self) -> "TrainUnetParams":
+        if self.lora.rank and not self.init:
+            raise ValueError("lora.rank above 0 adapts a trained U-Net: name its folder in `init`, or set lora.rank: 0")
+        return self
 
     @model_validator(mode="after")
     def _noise_can_be_told(self) -> "TrainUnetParams":

@@ -2,7 +2,7 @@
 
 Reads data/shards, data/vae, data/clip. Writes data/latents: of each photo the mean and standard deviation of its
 posterior (not a sample, so that training still draws), mirrored too when `flip`; of each distinct caption, and of the
-empty prompt, the token embeddings.
+empty prompt, the token embeddings. Held-out photos are reconstructed first: a VAE that `gate` refuses costs no U-Net.
 """
 
 import logging
@@ -11,18 +11,23 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from darkroom.config import CacheLatentsParams
+from darkroom.config import CacheLatentsParams, ReconstructionGate
 from darkroom.data.latents import caption_key, write_captions, write_latents
 from darkroom.data.shards import ImageShards
 from darkroom.device import best_device, use_bf16
+from darkroom.evaluation.distribution import frechet_distance
+from darkroom.evaluation.features import clip_features
+from darkroom.evaluation.reconstruction import psnr, shortfalls, ssim
 from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.clip import ClipTowers
 from darkroom.models.weights import load_model
-from darkroom.pixels import to_float
+from darkroom.pixels import map_pictures, to_float
 from darkroom.progress import progress
 from darkroom.stage import Stage, main
 
 logger = logging.getLogger(__name__)
+
+GATE_PHOTOS = 1024  # held-out photos that the gate looks at, at most
 
 
 def run(stage: Stage[CacheLatentsParams]) -> None:
@@ -31,6 +36,9 @@ def run(stage: Stage[CacheLatentsParams]) -> None:
     vae = load_model(AutoencoderKL, stage.inputs["vae"]).to(device).eval()
     towers = ClipTowers.load(stage.inputs["clip"]).to(device).eval()
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(params.precision, device)):
+        measured = measure_reconstructions(vae, towers, photos["val"], params.batch_size, device)
+        stage.tracker.log_metrics({f"held_out/{name}": value for name, value in measured.items()}, step=0)
+        check_gate(measured, params.gate)
         splits = {
             split: write_latents(
                 out, split=split, samples=encode_photos(vae, shards, params, device), samples_per_shard=params.samples_per_shard
@@ -50,7 +58,44 @@ def run(stage: Stage[CacheLatentsParams]) -> None:
         "empty_caption_key": caption_key(""),
         "flip": params.flip,
         "num_captions": len(captions) - 1,
+        "reconstructions": measured,
     }
+
+
+def measure_reconstructions(
+    vae: AutoencoderKL, towers: ClipTowers, photos: ImageShards, batch_size: int, device: torch.device
+) -> dict[str, float]:
+    """Mean PSNR and SSIM of photos decoded from their posterior means, and the Fréchet distance of the two sets.
+
+    The distance is measured in the features of the run's own CLIP, where that has an image tower and there are photos enough.
+    """
+    num = min(len(photos), GATE_PHOTOS)
+    originals = photos.images(range(num))
+    decoded = map_pictures(vae.reconstruct, originals, batch_size=batch_size, device=device)
+    measured = {"psnr": float(psnr(originals, decoded).mean()), "ssim": float(ssim(originals, decoded).mean())}
+    if not towers.has_image_tower or num < 2:
+        why = "there is one held-out photo only" if towers.has_image_tower else "this CLIP has no image tower"
+        logger.warning("The Fréchet distance of reconstructions is not measured, nor asked for by cache_latents.gate: %s", why)
+        return measured
+    look = clip_features(towers.encode_images, "")
+    of_photos = look(lambda rows: originals[rows], num, batch_size=batch_size, desc="held-out photos")
+    of_decoded = look(lambda rows: decoded[rows], num, batch_size=batch_size, desc="their reconstructions")
+    return measured | {"frechet": frechet_distance(of_photos, of_decoded)}
+
+
+def check_gate(measured: dict[str, float], gate: ReconstructionGate) -> None:
+    """
+    Raises:
+        ValueError: reconstructions are not as good as `gate` asks.
+    """
+    found = shortfalls(measured, least={"psnr": gate.min_psnr, "ssim": gate.min_ssim}, most={"frechet": gate.max_frechet})
+    if found:
+        raise ValueError(
+            f"The VAE is not good enough to train a U-Net on its latents. Of held-out reconstructions, {'; '.join(found)}. "
+            "Look at data/vae/reconstructions.png; then train it longer (train_vae.steps), give it more room "
+            "(train_vae.model.latent_channels, block_out_channels), a smaller train_vae.decoder_scale, or, if there are few, more "
+            "photos. If they are good enough for you, change cache_latents.gate; that does not train the VAE again."
+        )
 
 
 def encode_photos(

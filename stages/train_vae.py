@@ -1,7 +1,7 @@
 """train_vae: the autoencoder between pictures and latents, trained by the evidence lower bound.
 
 Reads data/shards. Writes data/vae in diffusers' layout (config.json with the measured scale and shift of the latents,
-diffusion_pytorch_model.safetensors), metrics.json, curves/ and reconstructions.png. `init:` starts from such a folder;
+diffusion_pytorch_model.safetensors), likelihood.json, metrics.json, curves/ and reconstructions.png. `init:` starts from such a folder;
 `steps: 0` uses it as it is.
 """
 
@@ -47,6 +47,7 @@ def run(stage: Stage[TrainVaeParams]) -> None:
         vae.config = replace(vae.config, scaling_factor=scale, shift_factor=shift)
     out = stage.outs["vae"]
     save_model(vae, out)
+    write_json(out / "likelihood.json", task.net.bound.likelihood.to_json())
     curves.write(out)
     originals, decoded = reconstruct(vae, held_out, min(len(held_out), METRIC_PICTURES), device)
     metrics = {

@@ -70,7 +70,7 @@ def test_a_misspelt_key_of_an_inner_section_is_refused_with_the_nearest_one(tmp_
 
 def test_a_key_that_resembles_none_gets_the_list(tmp_path: Path, content: dict[str, Any]) -> None:
     content["cache_latents"]["zzz"] = 1
-    assert "known here: batch_size, flip, precision, samples_per_shard" in refused(tmp_path, content)
+    assert "known here: gate, batch_size, flip, precision, samples_per_shard" in refused(tmp_path, content)
 
 
 def test_a_misspelt_section_is_refused_with_the_nearest_one(tmp_path: Path, content: dict[str, Any]) -> None:

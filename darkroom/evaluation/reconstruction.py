@@ -1,4 +1,6 @@
-"""How close a reconstruction is to its photo: PSNR and SSIM, one number a picture."""
+"""How close a reconstruction is to its photo: PSNR and SSIM, one number a picture, and whether a set of them will do."""
+
+import operator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,22 @@ def ssim(photos: Images, reconstructions: Images) -> NDArray[np.float64]:
     if min(photos.shape[1:3]) < WINDOW:
         raise ValueError(f"SSIM looks through a window of {WINDOW} px, but the pictures are {photos.shape[2]} x {photos.shape[1]} px.")
     return np.array([_ssim(a.astype(np.float64), b.astype(np.float64)) for a, b in zip(photos, reconstructions, strict=True)])
+
+
+def shortfalls(measured: dict[str, float], *, least: dict[str, float | None], most: dict[str, float | None]) -> list[str]:
+    """One sentence for each number that is below its least or above its most value, or is not a number.
+
+    Args:
+        measured: name -> value; what was not measured is not asked for.
+        least: name -> the value that must be reached; None = none.
+        most: name -> the value that may not be passed; None = none.
+    """
+    found = []
+    for limits, word, holds in ((least, "at least", operator.ge), (most, "at most", operator.le)):
+        for name, limit in limits.items():
+            if limit is not None and name in measured and not holds(measured[name], limit):
+                found.append(f"{name} is {measured[name]:.4g}, asked for is {word} {limit:g}")
+    return found
 
 
 def _ssim(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:

@@ -15,7 +15,7 @@ class ClipTask:
     """Contrastive training of an image and a text tower on the user's own pairs (Radford et al. 2021)."""
 
     def __init__(self, net: ClipTowers, train: ImageShards, val: ImageShards, *, seed: int) -> None:
-        self.net = net
+        self.net = self.averaged = net
         self.train = train
         self.val = val
         self.seed = seed

@@ -44,7 +44,7 @@ class DiffusionTask:
         vae: AutoencoderKL,  # owns scale and shift of the latents
         schedule: Schedule,
     ) -> None:
-        self.net = net
+        self.net = self.averaged = net
         self.train = train
         self.val = val
         self.params = params
@@ -102,7 +102,7 @@ class DiffusionTask:
         positions = range(num * repeats)
         timesteps = ((torch.arange(len(positions)) + 0.5) / len(positions) * self.schedule.num_train_timesteps).long()
         errors = []
-        for chunk in chunks(len(positions)):
+        for chunk in chunks(len(positions), self.params.micro_batch):  # what fits in training fits here
             noise = normal(self.val.latent_shape, seed=self.params.seed, stream="validation", positions=chunk)
             keep = [False] * len(chunk)
             chance = Chance(timesteps[chunk.start : chunk.stop], noise, noise, torch.zeros_like(noise), flips=keep, dropped=keep)

@@ -36,18 +36,28 @@ class Task(Protocol):
     num_samples: int  # training samples, for the log
 
     @property
-    def net(self) -> nn.Module: ...
+    def net(self) -> nn.Module:
+        """All that is trained, and all that a checkpoint holds."""
+        ...
+
+    @property
+    def averaged(self) -> nn.Module:
+        """What outlives training: `net`, or the part of it without an opponent that is only there to train against."""
+        ...
 
     def batch(self, positions: range) -> Batch:
         """The samples at these positions with all their chance (noise, flips, dropout), on the CPU; runs in a thread."""
         ...
 
     def loss(self, net: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """A scalar to minimise and scalars to log. `net` is the wrapped network: call it, never its parts."""
+        """A scalar to minimise, and scalars to log, of which `loss` replaces that scalar in the curves.
+
+        `net` is the wrapped network: call it, never its parts, or gradients do not cross processes.
+        """
         ...
 
     def validate(self, device: torch.device) -> dict[str, float]:
-        """Numbers on the held-out split at fixed noise; `self.net` has the averaged weights."""
+        """Numbers on the held-out split at fixed noise; `self.averaged` has the averaged weights."""
         ...
 
 
@@ -85,7 +95,7 @@ def train(
     pictures: Callable[[int, torch.device], None] | None = None,  # draws and logs at validation, with averaged weights
     pictures_every: int = 0,  # steps; 0 = with each validation
 ) -> Curves:
-    """Trains `task.net` in place and leaves the averaged weights in it.
+    """Trains `task.net` in place and leaves the averaged weights in `task.averaged`.
 
     Raises:
         ValueError: a loss or gradient that is not finite, or fewer processes than params say.
@@ -105,7 +115,7 @@ def train(
         )
     device = accelerator.device
     net, optimizer = accelerator.prepare(task.net, adamw(task.net, lr=params.lr, weight_decay=params.weight_decay))
-    ema = Ema(task.net, params.ema_decay)
+    ema = Ema(task.averaged, params.ema_decay)
     checkpoints = Checkpoints(scratch, net=task.net, ema=ema, optimizer=optimizer)
     state = checkpoints.load_latest()
     curves = Curves(**state["curves"]) if state else Curves()
@@ -131,7 +141,7 @@ def train(
                     accelerator.backward(loss / params.gradient_accumulation)
                 for key, value in {"loss": loss, **logs}.items():
                     sums[key] = sums.get(key, 0.0) + value.detach().float() / params.gradient_accumulation
-            grad_norm = accelerator.clip_grad_norm_(task.net.parameters(), params.grad_clip)
+            grad_norm = _clip_gradients(accelerator, task, params.grad_clip)
             if not math.isfinite(float(grad_norm)):  # a non-finite loss gives a non-finite gradient; one host sync a step
                 found = f"{float(grad_norm)} (loss {float(loss.detach()):.4g})"
                 raise ValueError(f"The gradient at step {index} is {found}. Lower {name}.lr or {name}.grad_clip.")
@@ -164,6 +174,15 @@ def train(
     ema.publish()
     task.net.eval()
     return curves
+
+
+def _clip_gradients(accelerator: Accelerator, task: Task, limit: float) -> Tensor:
+    """Clips what is averaged and what it trains against each by its own norm, so that neither slows the other; the larger norm."""
+    averaged = list(task.averaged.parameters())
+    known = {id(parameter) for parameter in averaged}
+    others = [parameter for parameter in task.net.parameters() if id(parameter) not in known]
+    norms = [torch.as_tensor(accelerator.clip_grad_norm_(players, limit)) for players in (averaged, others) if players]
+    return torch.stack(norms).max()
 
 
 def _log_start(name: str, task: Task, params: TrainingParams, accelerator: Accelerator, first: int) -> None:

@@ -6,22 +6,64 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+LEAST_PROBABILITY = 1 / 512  # of black or white by a Bernoulli decoder: about half a step of an 8-bit picture
 
-def negative_log_likelihood(images: Tensor, reconstruction: Tensor, *, likelihood: str, scale: float) -> Tensor:
-    """-log p(x|z) in nats per picture (B,), of a Gaussian or Laplace decoder with mean `reconstruction`.
 
-    Gaussian: (x - m)^2 / 2 s^2 + log s + log(2 pi) / 2 a pixel and channel. Laplace: |x - m| / s + log 2 s.
+def negative_log_likelihood(images: Tensor, reconstruction: Tensor, *, likelihood: str, scale: float | Tensor | None) -> Tensor:
+    """-log p(x|z) in nats per picture (B,), of a decoder whose mean is `reconstruction`; both (B, C, H, W) in [-1, 1].
+
+    Gaussian: (x - m)^2 / 2 s^2 + log s + log(2 pi) / 2 a pixel and channel. Laplace: |x - m| / s + log 2 s. The scale s has the
+    units of the pixels; Bernoulli has none (None).
+
+    Bernoulli: -b log p - (1 - b) log(1 - p) with b = (x + 1) / 2 and p = (m + 1) / 2: the decoder's picture *is* the mean, so that
+    it stays the picture that every reader of an AutoencoderKL takes it for (a decoder that gave log-odds would need a sigmoid that
+    they do not have). p is kept in [1/512, 511/512]; outside, the term of the wrong class goes on as its tangent, which leads
+    back. The value is then at least the nats of the clamped p, so a bound stays one. It is a likelihood of black and white pixels;
+    a grey x counts as black and white in its proportions.
     """
-    if likelihood == "gaussian":
-        nats = (images - reconstruction).square() / (2 * scale**2) + math.log(scale) + 0.5 * math.log(2 * math.pi)
+    if likelihood == "bernoulli":
+        share, mean = (images + 1) / 2, (reconstruction + 1) / 2
+        nats = share * _surprise(mean) + (1 - share) * _surprise(1 - mean)
+    elif likelihood == "gaussian":
+        assert scale is not None
+        nats = (images - reconstruction).square() / (2 * scale**2) + _log(scale) + 0.5 * math.log(2 * math.pi)
     else:
-        nats = (images - reconstruction).abs() / scale + math.log(2 * scale)
+        assert scale is not None
+        nats = (images - reconstruction).abs() / scale + _log(2 * scale)
     return nats.flatten(1).sum(1)
+
+
+def _surprise(probability: Tensor) -> Tensor:
+    """-log p, a straight line below LEAST_PROBABILITY and constant above 1 - LEAST_PROBABILITY."""
+    return (LEAST_PROBABILITY - probability).clamp_min(0) / LEAST_PROBABILITY - probability.clamp(
+        LEAST_PROBABILITY, 1 - LEAST_PROBABILITY
+    ).log()
+
+
+def _log(value: float | Tensor) -> float | Tensor:
+    return value.log() if isinstance(value, Tensor) else math.log(value)
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
     """KL(N(mean, exp(logvar)) || N(0, 1)) in nats per picture (B,) (Kingma & Welling 2014, appendix B)."""
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1)
+
+
+def hinge_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """What the discriminator minimises (Lim & Ye 2017, equation 9): real patches above 1, fake ones below -1; a scalar."""
+    return (F.relu(1 - real_scores).mean() + F.relu(1 + fake_scores).mean()) / 2
+
+
+def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor) -> Tensor:
+    """How much the adversarial loss counts: the ratio of the two gradients' norms at the decoder's last layer, a scalar.
+
+    Esser et al. 2021, equation 7, at most 10^4. The gradients are averaged over processes first, so that a batch has one weight
+    however it is split. The graph stays for the backward pass; nothing is added to any `.grad`.
+    """
+    with torch.autocast(last_layer.device.type, enabled=False):
+        gradients = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (reconstruction_loss, adversarial_loss)]
+    wanted, given = (mean_over_processes(gradient).norm() for gradient in gradients)
+    return (wanted / (given + 1e-6)).clamp(max=1e4)
 
 
 def contrastive_loss(image_features: Tensor, text_features: Tensor, logit_scale: Tensor, same: Tensor) -> Tensor:
@@ -46,8 +88,21 @@ def weighted_squared_error(prediction: Tensor, target: Tensor, weights: Tensor) 
 
 def gather_with_gradient(features: Tensor) -> Tensor:
     """(B, E) of this process -> (num_processes x B, E) of all; gradients flow back to each."""
-    if not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1):
+    if not _many_processes():
         return features
     from torch.distributed.nn.functional import all_gather
 
     return torch.cat(all_gather(features))
+
+
+def mean_over_processes(tensor: Tensor) -> Tensor:
+    """The same tensor on every process; no gradient flows through it."""
+    tensor = tensor.detach().clone()
+    if _many_processes():
+        torch.distributed.all_reduce(tensor)
+        tensor /= torch.distributed.get_world_size()
+    return tensor
+
+
+def _many_processes() -> bool:
+    return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1

@@ -1,0 +1,147 @@
+"""The module that is trained in the place of an autoencoder: pictures and noise in, the terms of its loss out."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from darkroom.config import TrainVaeParams
+from darkroom.models.autoencoder import AutoencoderKL
+from darkroom.models.discriminator import PatchDiscriminator
+from darkroom.models.perceptual import PerceptualDistance, torchvision_layers
+from darkroom.training.losses import adaptive_weight, hinge_loss, kl_divergence, negative_log_likelihood
+
+
+class DecoderLikelihood(nn.Module):
+    """p(x|z) around the decoder's picture. A learned scale is a parameter, the log-variance (twice the log of the scale)."""
+
+    def __init__(self, likelihood: str, scale: float | None, *, learned: bool) -> None:
+        super().__init__()
+        self.likelihood = likelihood
+        self.fixed_scale = scale
+        self.logvar = nn.Parameter(torch.tensor(2 * math.log(scale))) if learned and scale else None
+
+    @property
+    def scale(self) -> float | Tensor | None:
+        return self.fixed_scale if self.logvar is None else torch.exp(self.logvar / 2)
+
+    def forward(self, images: Tensor, reconstruction: Tensor) -> Tensor:
+        """Twice (B, 3, H, W) in [-1, 1] -> nats a picture (B,)"""
+        return negative_log_likelihood(images, reconstruction, likelihood=self.likelihood, scale=self.scale)
+
+    def to_json(self) -> dict[str, Any]:
+        """What a reader of the trained autoencoder needs to know to compute its likelihood; bernoulli has no scale."""
+        return {"likelihood": self.likelihood, "scale": None if self.scale is None else float(self.scale)}
+
+
+class EvidenceBound(nn.Module):
+    """The autoencoder with its likelihood: all that is averaged and published."""
+
+    def __init__(self, vae: AutoencoderKL, likelihood: DecoderLikelihood) -> None:
+        super().__init__()
+        self.vae = vae
+        self.likelihood = likelihood
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """images (B, 3, H, W) in [-1, 1], noise (B, C, h, w) -> reconstruction (B, 3, H, W), -log p(x|z) and KL in nats a picture, (B,)"""
+        reconstruction, mean, logvar = self.vae(images, noise)
+        reconstruction = reconstruction.float()
+        return reconstruction, self.likelihood(images, reconstruction), kl_divergence(mean.float(), logvar.float())
+
+
+class VaeObjective(nn.Module):
+    """All terms in one forward pass, because gradients cross processes only for what the wrapped module's forward has computed.
+
+    With a discriminator both players move at once (a simultaneous gradient step): the autoencoder's term sees the discriminator
+    with detached weights, the discriminator's term sees a detached reconstruction. So one sum of all terms has for each weight
+    the gradient of its own player's loss, and one backward pass and one optimizer do for both.
+    """
+
+    def __init__(
+        self,
+        bound: EvidenceBound,
+        *,
+        kl_weight: float,
+        perceptual: PerceptualDistance | None = None,
+        perceptual_weight: float = 0.0,
+        discriminator: PatchDiscriminator | None = None,
+        adversarial_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.bound = bound
+        self.kl_weight = kl_weight
+        self.perceptual = perceptual
+        self.perceptual_weight = perceptual_weight
+        self.discriminator = discriminator
+        self.adversarial_weight = adversarial_weight
+
+    @classmethod
+    def build(cls, vae: AutoencoderKL, params: TrainVaeParams, *, size: int) -> "VaeObjective":
+        """The objective that `params` describe, for pictures of `size` px.
+
+        Raises:
+            ValueError: a perceptual network that is not there, or pictures too small for one of the networks.
+        """
+        look, game = params.perceptual, params.adversarial
+        perceptual = discriminator = None
+        if look.weight and params.steps:
+            layers = torchvision_layers(look.arch, look.weights, look.layers, size=size)
+            perceptual = PerceptualDistance(layers, channels=look.channels, scale=look.scale, mean=look.mean, std=look.std)
+        if game.weight and params.steps:
+            discriminator = PatchDiscriminator(channels=game.channels, num_halvings=game.num_halvings, size=size)
+            discriminator.initialise(params.seed)
+        scale = None if params.likelihood == "bernoulli" else params.decoder_scale
+        return cls(
+            EvidenceBound(vae, DecoderLikelihood(params.likelihood, scale, learned=params.learn_scale)),
+            kl_weight=params.kl_weight,
+            perceptual=perceptual,
+            perceptual_weight=look.weight,
+            discriminator=discriminator,
+            adversarial_weight=game.weight,
+        )
+
+    def forward(self, images: Tensor, noise: Tensor, *, judged: bool = False) -> dict[str, Tensor]:
+        """Scalars by name: `total` is to be minimised, the others are to be logged; nats are those of a pixel and channel.
+
+        `loss` is the autoencoder's own part of the total, without the game: it means the same before and after the game starts.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+            noise: (B, C, h, w), standard normal.
+            judged: whether the discriminator plays yet; in evaluation mode it never does.
+        """
+        reconstruction, nll, kl = self.bound(images, noise)
+        dims = images[0].numel()
+        terms = {"nll": nll.mean() / dims, "kl": kl.mean() / dims}
+        rebuilt = terms["nll"]
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual(images, reconstruction).mean()
+            rebuilt = rebuilt + self.perceptual_weight * terms["perceptual"]
+        loss = rebuilt + self.kl_weight * terms["kl"]
+        total = loss
+        if self.bound.likelihood.logvar is not None:
+            terms["scale"] = torch.exp(self.bound.likelihood.logvar / 2)
+        if self.discriminator is not None and self.training:
+            game = self._game(self.discriminator, images, reconstruction, rebuilt) if judged else self._before(self.discriminator)
+            total = total + game["adaptive_weight"] * game["adversarial"] + game["discriminator"]
+            terms |= game
+        return {"total": total} | {name: value.detach() for name, value in {"loss": loss, **terms}.items()}
+
+    def _game(self, discriminator: PatchDiscriminator, images: Tensor, reconstruction: Tensor, rebuilt: Tensor) -> dict[str, Tensor]:
+        frozen = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
+        adversarial = -functional_call(discriminator, frozen, (reconstruction,)).float().mean()
+        real, fake = discriminator(torch.cat([images, reconstruction.detach()])).float().chunk(2)
+        last_layer = self.bound.vae.decoder.conv_out.weight
+        return {
+            "adversarial": adversarial,
+            "adaptive_weight": self.adversarial_weight * adaptive_weight(rebuilt, adversarial, last_layer),
+            "discriminator": hinge_loss(real, fake),
+        }
+
+    @staticmethod
+    def _before(discriminator: PatchDiscriminator) -> dict[str, Tensor]:
+        """No judgement yet, but a gradient of 0 for each weight: other processes wait for one."""
+        nothing = 0.0 * torch.stack([parameter.sum() for parameter in discriminator.parameters()]).sum()
+        return {"adversarial": nothing.detach(), "adaptive_weight": nothing.detach(), "discriminator": nothing}
