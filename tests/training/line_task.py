@@ -23,8 +23,11 @@ class LineTask:
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.net: nn.Module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
-        self.averaged = self.net
         self.inputs = torch.linspace(-1, 1, 60).reshape(20, 3)
+
+    @property
+    def averaged(self) -> nn.Module:
+        return self.net
 
     def batch(self, positions: range) -> dict[str, Tensor]:
         inputs = self.inputs[shuffled(positions, num_samples=20, seed=0)]
