@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from darkroom.config import SECTIONS
+from darkroom.config import SECTIONS, TrainUnetParams
 from darkroom.params_file import load_params, read_yaml
 
 ROOT = Path(__file__).parents[1]
@@ -162,6 +162,26 @@ def test_noise_cannot_be_predicted_where_there_is_nothing_else(tmp_path: Path, c
 
 
 @pytest.mark.parametrize("left_out", ["arch", "weights"])
+def test_lora_needs_a_unet_to_adapt(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["train_unet"]["lora"] = {"rank": 4, "alpha": 4, "conv": False}
+    assert "lora.rank above 0 adapts a trained U-Net: name its folder in `init`" in refused(tmp_path, content)
+    content["train_unet"]["init"] = "imported/unet"
+    assert load_params(write(tmp_path, content))
+
+
+@pytest.mark.parametrize(("key", "value"), [("rank", -1), ("alpha", 0), ("conv", 1)])
+def test_a_value_of_lora_out_of_range_is_named(tmp_path: Path, content: dict[str, Any], key: str, value: object) -> None:
+    content["train_unet"]["lora"][key] = value
+    assert f"`train_unet.lora.{key}` is {value!r}" in refused(tmp_path, content)
+
+
+def test_a_micro_batch_is_the_share_of_one_process(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["train_unet"] |= {"batch_size": 24, "gradient_accumulation": 3, "num_processes": 2}
+    params = load_params(write(tmp_path, content))["train_unet"]
+    assert isinstance(params, TrainUnetParams)
+    assert params.micro_batch == 4
+
+
 def test_features_of_a_classifier_need_its_name_and_weights(tmp_path: Path, content: dict[str, Any], left_out: str) -> None:
     features = {"kind": "torchvision", "arch": "squeezenet1_0", "weights": "squeezenet.safetensors"}
     content["evaluate"]["features"] = features | {left_out: ""}

@@ -1,0 +1,223 @@
+"""Fine-tuning: what train_unet makes of a U-Net that stands already, with all weights or with LoRA, and what it refuses."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from darkroom.data.latents import LatentShards
+from darkroom.models.unet import UNet2DConditionModel
+from darkroom.models.weights import load_model, save_model
+from darkroom.provenance import read_index
+from darkroom.training.diffusion_task import DiffusionTask
+from tests.tiny_run import make_project, run_stage, write_params
+
+LORA = {"rank": 2, "alpha": 6, "conv": True}
+DIFFERENT = {"block_out_channels": [32], "attention": [True], "layers_per_block": 3, "attention_head_dim": 8, "norm_num_groups": 2}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A project with latents and a U-Net, and that U-Net once more in imported/unet."""
+    root = tmp_path_factory.mktemp("fine-tuning")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DARKROOM_TRACKING", "off")
+        make_project(root, train_clip={"steps": 1}, train_vae={"steps": 1}, train_unet={"ema_decay": 0.0})
+        for name in ("ingest", "train_clip", "train_vae", "cache_latents", "train_unet"):
+            run_stage(name, root)
+        shutil.copytree(root / "data" / "unet", root / "imported" / "unet")
+        yield root
+
+
+@pytest.fixture
+def workspace(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the project, to be run in its own folder."""
+    monkeypatch.setenv("DARKROOM_TRACKING", "off")
+    shutil.copytree(finished, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
+
+
+def finetune(root: Path, **changes: Any) -> None:
+    write_params(root / "params.yaml", train_unet={"init": "imported/unet"} | changes)
+    run_stage("train_unet", root)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "diffusion_pytorch_model.safetensors")
+
+
+def test_full_finetuning_starts_from_init_and_changes_every_weight(workspace):
+    finetune(workspace, lr=1e-12, warmup_steps=0, model=DIFFERENT)  # `model` is not read
+    before, after = weights(workspace / "imported" / "unet"), weights(workspace / "data" / "unet")
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-9)
+    finetune(workspace, lr=1e-2, gradient_checkpointing=True)
+    after = weights(workspace / "data" / "unet")
+    assert [name for name in before if torch.equal(before[name], after[name])] == []
+
+
+def test_the_gradient_checkpoint_changes_no_weight(workspace):
+    finetune(workspace)
+    expected = weights(workspace / "data" / "unet")
+    finetune(workspace, gradient_checkpointing=True)
+    torch.testing.assert_close(weights(workspace / "data" / "unet"), expected, rtol=0, atol=0)
+
+
+def test_the_index_says_what_the_training_began_with(workspace):
+    found = []
+    finetune(workspace, steps=0)
+    found.append(read_index(workspace / "data" / "unet")["content"])
+    unet = load_model(UNet2DConditionModel, "imported/unet")
+    torch.nn.init.zeros_(unet.conv_out.weight)
+    save_model(unet, workspace / "imported" / "unet")
+    finetune(workspace, steps=0)
+    found.append(read_index(workspace / "data" / "unet")["content"])
+    assert len({content["init"] for content in found}) == 2
+    finetune(workspace, init="")
+    assert read_index(workspace / "data" / "unet")["content"] == {"init": ""}
+
+
+def test_lora_publishes_a_merged_unet_and_a_file_that_makes_it_of_the_old_one_in_diffusers(workspace):
+    finetune(workspace, lora=LORA, lr=1e-2, ema_decay=0.5)
+    ours = load_model(UNet2DConditionModel, "data/unet")
+    theirs = diffusers.UNet2DConditionModel.from_pretrained("imported/unet")
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([3, 900]), torch.randn(2, 24, 32, generator=generator)
+    with torch.no_grad():
+        expected, plain = ours(*inputs), theirs(*inputs).sample
+        theirs.load_lora_adapter(load_file("data/unet/lora/pytorch_lora_weights.safetensors"), prefix="unet")
+        found = theirs(*inputs).sample
+    assert (found - expected).norm() / expected.norm() < 1e-4
+    assert (plain - expected).norm() / expected.norm() > 1e-3
+    assert (workspace / "data" / "unet" / "samples.png").is_file()
+
+
+def interrupt(root: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Path:
+    """A run that dies in its third step; returns its checkpoint of the second."""
+    batch = DiffusionTask.batch
+
+    def dies(self: DiffusionTask, positions: range) -> dict[str, Tensor]:
+        if positions.start >= 2 * 8:
+            raise RuntimeError("power cut")
+        return batch(self, positions)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionTask, "batch", dies)
+        with pytest.raises(RuntimeError, match="power cut"):
+            finetune(root, **changes)
+    (checkpoint,) = (root / ".scratch" / "train_unet").rglob("step-00000002")
+    return checkpoint
+
+
+def test_a_lora_run_that_was_cut_ends_in_the_same_bytes(workspace, monkeypatch):
+    finetune(workspace, lora=LORA, ema_decay=0.5)
+    expected = read_index(workspace / "data" / "unet")["files"]
+    interrupt(workspace, monkeypatch, lora=LORA, ema_decay=0.5)
+    finetune(workspace, lora=LORA, ema_decay=0.5)
+    assert read_index(workspace / "data" / "unet")["files"] == expected
+
+
+def test_a_checkpoint_of_lora_holds_the_adapter_alone(workspace, monkeypatch):
+    checkpoint = interrupt(workspace, monkeypatch, lora=LORA, ema_decay=0.5)
+    stored = {name: load_file(checkpoint / f"{name}.safetensors") for name in ("net", "ema")}
+    assert set(stored["net"]) == set(stored["ema"])
+    assert all(".lora_" in name for name in stored["net"])
+    moments = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
+    assert sum(entry["exp_avg"].numel() for entry in moments.values()) == sum(tensor.numel() for tensor in stored["net"].values())
+
+
+def test_a_checkpoint_begun_from_other_weights_is_not_gone_on_with(workspace, monkeypatch):
+    interrupt(workspace, monkeypatch, lora=LORA)
+    unet = load_model(UNet2DConditionModel, "imported/unet")
+    torch.nn.init.ones_(unet.conv_in.weight)
+    save_model(unet, workspace / "imported" / "unet")
+    finetune(workspace, lora=LORA)
+    found = read_index(workspace / "data" / "unet")["files"]
+    finetune(workspace, lora=LORA)  # a finished run leaves no checkpoint: this one starts anew
+    assert read_index(workspace / "data" / "unet")["files"] == found
+
+
+def test_a_unet_is_used_as_it_is_without_steps(workspace):
+    finetune(workspace, steps=0)
+    before, after = weights(workspace / "imported" / "unet"), weights(workspace / "data" / "unet")
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    assert (workspace / "data" / "unet" / "samples.png").is_file()
+
+
+def test_the_published_unet_knows_the_size_it_was_tuned_for(workspace):
+    config = workspace / "imported" / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": 64}))
+    finetune(workspace, steps=0)
+    assert load_model(UNet2DConditionModel, "data/unet").config.sample_size == 8
+
+
+def test_nothing_to_use_as_it_is_is_refused(workspace):
+    with pytest.raises(ValueError, match=r"train_unet\.steps is 0 and train_unet\.init is empty"):
+        finetune(workspace, init="", steps=0)
+
+
+def test_another_schedule_or_prediction_than_that_of_init_is_refused_with_what_to_set(workspace):
+    schedule = {"kind": "scaled_linear", "num_train_timesteps": 500, "beta_start": 0.1, "beta_end": 0.2, "zero_terminal_snr": True}
+    with pytest.raises(ValueError, match=r'imported/unet/diffusion\.json .* set schedule\.kind: "cosine"') as caught:
+        finetune(workspace, schedule=schedule, prediction="flow")
+    message = str(caught.value)
+    assert "schedule.num_train_timesteps: 1000" in message
+    assert "schedule.zero_terminal_snr: false" in message
+    assert 'prediction: "v_prediction"' in message
+    assert "beta" not in message  # which a cosine schedule has no use for
+
+
+def test_other_betas_than_those_of_init_are_refused(workspace):
+    file = workspace / "imported" / "unet" / "diffusion.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"schedule": content["schedule"] | {"kind": "scaled_linear"}}))
+    schedule = content["schedule"] | {"kind": "scaled_linear", "beta_end": 0.02}
+    with pytest.raises(ValueError, match=r"set schedule\.beta_end: 0\.012\.$"):
+        finetune(workspace, schedule=schedule)
+
+
+def test_an_init_that_no_run_or_import_wrote_is_refused(workspace):
+    (workspace / "imported" / "unet" / "diffusion.json").unlink()
+    with pytest.raises(ValueError, match=r"imported/unet has no diffusion\.json"):
+        finetune(workspace)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"in_channels": 9}, r"takes 9 channels and gives 4, but the latents of data/vae have 4\. .*inpainting"),
+        ({"cross_attention_dim": 48}, r"embeddings of width 48, but those of data/clip have 32\. Set train_clip"),
+        (
+            {"block_out_channels": [8] * 5, "down_block_types": ["DownBlock2D"] * 5, "attention_head_dim": 2},
+            r"8 wide, .* halves them 4 times\. Choose an ingest\.size .* multiple of 16",
+        ),
+    ],
+)
+def test_a_unet_for_other_latents_or_another_text_tower_is_refused(workspace, changes, message):
+    config = load_model(UNet2DConditionModel, "imported/unet").config
+    other = {key: value for key, value in config.to_json().items() if key not in ("_class_name", "up_block_types")}
+    save_model(UNet2DConditionModel(type(config)(**other | changes)), workspace / "imported" / "unet")
+    with pytest.raises(ValueError, match=message):
+        finetune(workspace)
+
+
+def test_validation_and_pictures_take_no_more_at_a_time_than_training(workspace, monkeypatch):
+    seen = []
+    forward = UNet2DConditionModel.forward
+
+    def counts(self: UNet2DConditionModel, x: Tensor, *inputs: Tensor) -> Tensor:
+        seen.append(len(x))
+        return forward(self, x, *inputs)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", counts)
+    unguided = {"sampler": "ddim", "spacing": "trailing", "steps": 2, "guidance_scale": 1.0}
+    finetune(workspace, steps=1, batch_size=4, gradient_accumulation=2, sampling=unguided)
+    assert max(seen) == 2
+    assert len(LatentShards(workspace / "data" / "latents", "val")) > 2
