@@ -161,7 +161,6 @@ def test_noise_cannot_be_predicted_where_there_is_nothing_else(tmp_path: Path, c
     assert "`train_unet`: prediction: epsilon cannot have schedule.zero_terminal_snr: true" in refused(tmp_path, content)
 
 
-@pytest.mark.parametrize("left_out", ["arch", "weights"])
 def test_lora_needs_a_unet_to_adapt(tmp_path: Path, content: dict[str, Any]) -> None:
     content["train_unet"]["lora"] = {"rank": 4, "alpha": 4, "conv": False}
     assert "lora.rank above 0 adapts a trained U-Net: name its folder in `init`" in refused(tmp_path, content)
@@ -182,6 +181,7 @@ def test_a_micro_batch_is_the_share_of_one_process(tmp_path: Path, content: dict
     assert params.micro_batch == 4
 
 
+@pytest.mark.parametrize("left_out", ["arch", "weights"])
 def test_features_of_a_classifier_need_its_name_and_weights(tmp_path: Path, content: dict[str, Any], left_out: str) -> None:
     features = {"kind": "torchvision", "arch": "squeezenet1_0", "weights": "squeezenet.safetensors"}
     content["evaluate"]["features"] = features | {left_out: ""}
