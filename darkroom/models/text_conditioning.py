@@ -38,9 +38,8 @@ class TextConditioning:
         choices = {"layer": get_args(Layer), "pad_token": get_args(PadToken)}
         for key, value in values.items():
             if key not in choices or value not in choices[key]:
-                raise ValueError(
-                    f"{path}: `{key}: {json.dumps(value)}` is not known; `layer` is {choices['layer']}, `pad_token` {choices['pad_token']}."
-                )
+                known = "; ".join(f"`{name}` is {' or '.join(options)}" for name, options in choices.items())
+                raise ValueError(f"{path}: `{key}: {json.dumps(value)}` is not known: {known}.")
         return cls(**values)
 
     def save(self, folder: Path) -> None:

@@ -1,6 +1,5 @@
 """Stable Diffusion in miniature, at random, made by diffusers and transformers: the shapes of 1.5 and 2.1 at a reduced width."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -15,7 +14,7 @@ SIDE = 8  # latent pixels
 TEXT_LAYERS = 2
 
 UNETS: dict[Kind, dict[str, Any]] = {
-    "sd1": {"block_out_channels": (32, 64, 64, 64), "attention_head_dim": 8, "cross_attention_dim": 48},
+    "sd1": {"block_out_channels": (32, 64, 64, 64), "attention_head_dim": 8, "cross_attention_dim": 128},
     "sd2": {
         "block_out_channels": (64, 64, 128, 128),
         "attention_head_dim": (1, 1, 2, 2),
@@ -36,7 +35,7 @@ VAE = {
     "sample_size": 8 * SIDE,
 }
 TEXTS: dict[Kind, dict[str, Any]] = {
-    "sd1": {"hidden_size": 48, "intermediate_size": 192, "num_attention_heads": 3, "hidden_act": "quick_gelu"},
+    "sd1": {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 2, "hidden_act": "quick_gelu"},
     "sd2": {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 1, "hidden_act": "gelu"},
 }
 SCHEDULER = {
@@ -87,9 +86,3 @@ def make_tokenizer(pad_token: str) -> Any:
     vocab = {names.get(token, token): index for token, index in simple.encoder.items()}
     merges = sorted(simple.bpe_ranks, key=simple.bpe_ranks.get)
     return transformers.CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad_token, model_max_length=77)
-
-
-def save_pipeline(kind: Kind, folder: Path, prediction: str = "epsilon") -> Any:
-    pipeline = make_pipeline(kind, prediction)
-    pipeline.save_pretrained(folder)
-    return pipeline
