@@ -10,11 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from darkroom.config import EvaluateParams, FeatureParams
 from darkroom.data.shards import ImageShards
 from darkroom.data.toy_cats import COATS, OTHER_COLOURS, parse_caption
+from darkroom.diffusion.denoiser import make_denoiser
+from darkroom.diffusion.guidance import classifier_free
 from darkroom.evaluation.alignment import chance_clip_score, clip_score, coat_colour, prompt_adherence, retrieval_accuracy
 from darkroom.evaluation.curves import curve_svg, read_curve
 from darkroom.evaluation.distribution import frechet_distance, kernel_distance, precision_recall
@@ -24,13 +27,16 @@ from darkroom.evaluation.glossary import explain
 from darkroom.evaluation.memorization import Memorization, memorization
 from darkroom.evaluation.reconstruction import psnr, ssim
 from darkroom.evaluation.report import Gallery, write_report
-from darkroom.pixels import map_pictures
+from darkroom.pixels import map_pictures, to_float
 from darkroom.provenance import hash_json, write_json
 from darkroom.sampling import TextToImage
 from darkroom.stage import Stage, main
+from darkroom.training.likelihood import PhotoModel, PixelLikelihood, bound_numbers, photo_bounds
 
 MAX_PHOTOS = 10_000  # of each split that distances are measured to: the first in the order of their keys, which are hashes
 MAX_RECONSTRUCTIONS = 1024  # held-out photos that the VAE gives back
+MAX_BOUND_PHOTOS = 128  # held-out photos whose likelihood is bounded
+BOUND_TIMESTEPS = 3  # noise levels of the chain at which each of them is looked at; the photos' levels differ
 SPLITS = {"training": "train", "held-out photos": "val"}  # name of a curve -> its file
 
 
@@ -73,6 +79,7 @@ def run(stage: Stage[EvaluateParams]) -> None:
         **distances(features, drawn.sources, params.num_neighbours),
         **alignment(artist, drawn, held_out, params.batch_size),
         **adherence(drawn, originals, held_out.captions[: len(originals)]),
+        **bounds(artist, held_out, PixelLikelihood.load(stage.inputs["vae"], stage.indexes["vae"]["params"]), params),
         "copied_fraction": copies.copied_fraction,
         "reconstruction_psnr": float(psnr(originals, decoded).mean()),
         "reconstruction_ssim": float(ssim(originals, decoded).mean()),
@@ -192,6 +199,23 @@ def adherence(drawn: Drawn, photos: np.ndarray, captions: Sequence[str]) -> dict
     }
 
 
+@torch.no_grad()
+def bounds(artist: TextToImage, held_out: ImageShards, pixels: PixelLikelihood, params: EvaluateParams) -> dict[str, float]:
+    """How well VAE and U-Net know the first held-out photos, given their captions and without guidance."""
+    num, size = min(len(held_out), MAX_BOUND_PHOTOS), params.batch_size
+    model = PhotoModel(artist.vae, pixels, artist.config.schedule)
+    parts = []
+    for rows in (range(start, min(start + size, num)) for start in range(0, num, size)):
+        context = artist.clip.encode_tokens(artist.clip.tokenize(held_out.captions[rows.start : rows.stop]).to(artist.device))
+        net = classifier_free(artist.unet, context, context, guidance_scale=1)
+        denoise = make_denoiser(net, artist.config.schedule, artist.config.prediction)
+        images = to_float(held_out.images(rows)).to(artist.device)
+        parts.append(
+            photo_bounds(model, denoise, images, seed=params.seed, positions=rows, num_positions=num, num_timesteps=BOUND_TIMESTEPS)
+        )
+    return bound_numbers(model, parts, pixel_dims=3 * held_out.size**2, latent_dims=math.prod(artist.latent_shape))
+
+
 def asked_coats(captions: Sequence[str]) -> list[str] | None:
     """The coat that each caption names; None if one is not a toy cat's."""
     parsed = [parse_caption(caption) for caption in captions]
@@ -231,6 +255,7 @@ def facts(
         "Sampler": f"{sampling.sampler}, {sampling.steps} {sampling.spacing} steps, guidance scale {sampling.guidance_scale:g}",
         "Seeds": f"{params.seed} to {params.seed + len(prompts) - 1}",
         "Neighbours": f"{params.num_neighbours}, for precision, recall, density and coverage",
+        "Bits": f"of {min(len(held_out), MAX_BOUND_PHOTOS)} held-out photos, each at {BOUND_TIMESTEPS} noise levels and the least one",
         "Comparison key": f"{eval_key[:12]}: reports with another key were measured differently and do not compare",
     }
 

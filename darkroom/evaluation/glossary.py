@@ -41,6 +41,22 @@ GLOSSARY: dict[str, tuple[str, str]] = {  # key in metrics.json -> name, meaning
         "Reconstruction PSNR", "How exactly the VAE gives held-out photos back, in dB; no sample can be sharper than that."),
     "reconstruction_ssim": (
         "Reconstruction SSIM", "How much of their structure is kept; 1 is all."),
+    "photo_bits_per_dim": (
+        "Bits per pixel value of photos", "What a held-out photo costs at most a colour value, by VAE and U-Net; knowing nothing costs 8."),
+    "photo_bits_per_dim_standard_error": (
+        "Standard error of these bits", "Two such numbers less than two or three of these apart do not differ."),
+    "vae_bits_per_dim": (
+        "Bits by the VAE alone", "The same with plain normal latents instead of the U-Net's: what the U-Net saves is the difference."),
+    "vae_elbo_nats": (
+        "Evidence lower bound of the VAE", "At least this log-likelihood (in nats) has a held-out photo by the VAE; larger is better."),
+    "latent_bits_total": (
+        "Bits per latent", "What a normalised latent costs at most, by the U-Net; plain normal noise costs 2.05, less is better."),
+    "latent_bits_prior": (
+        "Bits of the last step", "The part L_T of them: what is still seen of a photo at the highest noise level; should be near 0."),
+    "latent_bits_chain": (
+        "Bits of the chain", "The part of all steps from noise to nearly clean: what the U-Net does not guess."),
+    "latent_bits_decoder": (
+        "Bits of the first step", "The part L_0: a density of the latent given the nearly clean one, so it is below 0."),
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 from torchvision import models
 
 from darkroom.data.shards import ImageShards
@@ -24,7 +25,8 @@ from darkroom.evaluation.glossary import GLOSSARY
 from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
-from darkroom.models.weights import save_model
+from darkroom.models.weights import load_model, save_model
+from darkroom.pixels import to_float
 from darkroom.provenance import read_index, write_index
 from darkroom.sampling import DiffusionConfig, TextToImage
 from darkroom.tracking.tracker import NullTracker
@@ -37,7 +39,6 @@ NUM_CATS = 120
 
 
 def make_models(data: Path) -> None:
-    shards = read_index(data / "shards")
     for name in ("clip", "vae", "unet"):
         (data / name).mkdir()
     ClipTowers.build(CLIP, seed=0).save(data / "clip")
@@ -45,6 +46,7 @@ def make_models(data: Path) -> None:
     vae = AutoencoderKL(AutoencoderConfig(latent_channels=4, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, **blocks))
     vae.initialise(0)
     save_model(vae, data / "vae")
+    (data / "vae" / "likelihood.json").write_text('{"likelihood": "gaussian", "scale": 0.1}')
     unet = UNet2DConditionModel(UNetConfig.from_levels(block_out_channels=[16], attention=[True], layers_per_block=1, channels_per_head=8,
                                                        norm_num_groups=4, latent_channels=4, latent_size=8, context_dim=32))  # fmt: skip
     unet.initialise(0)
@@ -53,7 +55,11 @@ def make_models(data: Path) -> None:
     (data / "unet" / "curves").mkdir()
     (data / "unet" / "curves" / "train.csv").write_text("step,loss\n0,1.0\n10,0.5\n")
     (data / "unet" / "curves" / "val.csv").write_text("step,loss\n10,0.6\n")
-    inputs = {"shards": shards}
+    write_indexes(data)
+
+
+def write_indexes(data: Path) -> None:
+    inputs = {"shards": read_index(data / "shards")}
     for name in ("clip", "vae", "unet"):
         write_index(data / name, stage=f"train_{name}", params={}, inputs=inputs, content={})
         inputs[name] = read_index(data / name)
@@ -212,12 +218,49 @@ def test_metrics_are_finite_named_in_the_glossary_and_shown(project):
     assert read_index(project / "data" / "report")["content"]["eval_key"] == metrics["eval_key"]
 
 
+def test_the_bounds_add_up_and_follow_the_likelihood_of_the_vae(project):
+    metrics = evaluate(project, num_samples=8)
+    parts = [metrics[f"latent_bits_{name}"] for name in ("prior", "chain", "decoder")]
+    assert sum(parts) == pytest.approx(metrics["latent_bits_total"])
+    assert 0 <= metrics["latent_bits_prior"] < 0.01  # the cosine schedule ends in noise
+    assert 0 < metrics["photo_bits_per_dim_standard_error"] < 1
+    nats = -metrics["vae_elbo_nats"] / (3 * 16 * 16)
+    assert metrics["vae_bits_per_dim"] == pytest.approx(nats / math.log(2) + math.log2(127.5))
+    (project / "data" / "vae" / "likelihood.json").write_text('{"likelihood": "laplace", "scale": 0.5}')
+    write_indexes(project / "data")
+    assert evaluate(project, num_samples=8)["vae_elbo_nats"] != metrics["vae_elbo_nats"]
+
+
+def test_a_network_that_says_v_is_zero_knows_latents_as_plain_normal(project):
+    """Then D(x, sigma) = x / (1 + sigma^2), and the bound is tight: the cross-entropy of N(0, 1)."""
+    unet = load_model(UNet2DConditionModel, project / "data" / "unet")
+    nn.init.zeros_(unet.conv_out.weight)
+    nn.init.zeros_(unet.conv_out.bias)
+    save_model(unet, project / "data" / "unet")
+    write_indexes(project / "data")
+    vae = load_model(AutoencoderKL, project / "data" / "vae")
+    held_out = photos(project, "val")
+    with torch.no_grad():
+        mean, std = vae.encode(to_float(held_out.images(range(len(held_out)))))
+    square = vae.normalise(mean).square() + (std * vae.config.scaling_factor).square()
+    expected = (0.5 * math.log(2 * math.pi) + 0.5 * square.mean().item()) / math.log(2)
+    assert evaluate(project, num_samples=8)["latent_bits_total"] == pytest.approx(expected, abs=0.15)
+
+
 def test_the_report_tells_what_it_was_measured_with_and_shows_pictures_and_curves(project):
     metrics = evaluate(project, num_samples=8, num_grid=4)
     html = (project / "data" / "report" / "report.html").read_text()
     unseen = sum(caption not in photos(project, "train").captions for caption in photos(project, "val").captions)
     samples = f"8, of 8 captions of held-out photos; the captions of {min(unseen, 8)} are not in training"
-    for fact in (samples, metrics["features"], "ddim, 2 trailing steps, guidance scale 2", "0 to 7", metrics["eval_key"][:12], "Loss of train_unet"):
+    for fact in (
+        samples,
+        metrics["features"],
+        "ddim, 2 trailing steps, guidance scale 2",
+        "0 to 7",
+        metrics["eval_key"][:12],
+        "held-out photos, each at 3 noise levels and the least one",
+        "Loss of train_unet",
+    ):
         assert fact in html
     assert "Loss of train_vae" not in html  # it has no curve
     assert len(re.findall(r"<img[^>]*>", html)) > 4 + 2 + 2
