@@ -34,7 +34,9 @@ def run(stage: Stage[TrainVaeParams]) -> None:
     vae = load_or_build(params, size=photos.size)
 
     def log_reconstructions(step: int, device: torch.device) -> None:
-        stage.tracker.log_image("reconstructions", reconstruction_grid(vae, held_out, params.num_pictures, device), step)
+        stage.tracker.log_image(
+            "reconstructions", reconstruction_grid(vae, held_out, params.num_pictures, params.micro_batch, device), step
+        )
 
     task = VaeTask(vae, photos, held_out, params)
     curves = train(task, params, name=stage.name, scratch=stage.scratch, tracker=stage.tracker, pictures=log_reconstructions)
@@ -49,14 +51,14 @@ def run(stage: Stage[TrainVaeParams]) -> None:
     save_model(vae, out)
     write_json(out / "likelihood.json", task.net.bound.likelihood.to_json())
     curves.write(out)
-    originals, decoded = reconstruct(vae, held_out, min(len(held_out), METRIC_PICTURES), device)
+    originals, decoded = reconstruct(vae, held_out, min(len(held_out), METRIC_PICTURES), params.micro_batch, device)
     metrics = {
         "psnr": float(psnr(originals, decoded).mean()),
         "ssim": float(ssim(originals, decoded).mean()),
         "num_pictures": len(originals),
     }
     write_json(out / "metrics.json", metrics | {"scaling_factor": vae.config.scaling_factor, "shift_factor": vae.config.shift_factor})
-    Image.fromarray(reconstruction_grid(vae, held_out, params.num_pictures, device)).save(out / "reconstructions.png")
+    Image.fromarray(reconstruction_grid(vae, held_out, params.num_pictures, params.micro_batch, device)).save(out / "reconstructions.png")
     stage.tracker.log_metrics({f"held_out/{key}": value for key, value in metrics.items()}, params.steps)
     stage.content["vae"] = {"metrics": metrics}
 
@@ -82,15 +84,15 @@ def load_or_build(params: TrainVaeParams, *, size: int) -> AutoencoderKL:
     return vae
 
 
-def reconstruct(vae: AutoencoderKL, photos: ImageShards, num: int, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+def reconstruct(vae: AutoencoderKL, photos: ImageShards, num: int, batch_size: int, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
     """The first `num` photos and what their posterior means decode to, both uint8 (num, H, W, 3)."""
     originals = photos.images(range(num))
-    return originals, map_pictures(vae.reconstruct, originals, batch_size=64, device=device)
+    return originals, map_pictures(vae.reconstruct, originals, batch_size=batch_size, device=device)
 
 
-def reconstruction_grid(vae: AutoencoderKL, photos: ImageShards, num: int, device: torch.device) -> np.ndarray:
+def reconstruction_grid(vae: AutoencoderKL, photos: ImageShards, num: int, batch_size: int, device: torch.device) -> np.ndarray:
     """Rows of photos, each above its reconstruction; uint8 (H, W, 3)."""
-    originals, decoded = reconstruct(vae, photos, min(num, len(photos)), device)
+    originals, decoded = reconstruct(vae, photos, min(num, len(photos)), batch_size, device)
     columns = min(8, len(originals))
     rows = [part[start : start + columns] for start in range(0, len(originals), columns) for part in (originals, decoded)]
     blank = np.full_like(originals[:1], 255)
