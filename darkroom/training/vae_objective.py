@@ -33,7 +33,8 @@ class DecoderLikelihood(nn.Module):
 
     def to_json(self) -> dict[str, Any]:
         """What a reader of the trained autoencoder needs to know to compute its likelihood; bernoulli has no scale."""
-        return {"likelihood": self.likelihood, "scale": None if self.scale is None else float(self.scale)}
+        scale = self.scale.item() if isinstance(self.scale, Tensor) else self.scale
+        return {"likelihood": self.likelihood, "scale": scale}
 
 
 class EvidenceBound(nn.Module):

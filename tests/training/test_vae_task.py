@@ -1,0 +1,152 @@
+"""The autoencoder in the training loop: several processes, interruptions, precision, what is averaged and validated."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from torch import Tensor
+
+from darkroom.tracking.tracker import NullTracker
+from darkroom.training.loop import Curves, train
+from darkroom.training.vae_task import JUDGED, VaeTask
+from tests.training.tiny_vae import objective, vae_task
+
+
+@pytest.fixture(autouse=True)
+def _no_remembered_precision():
+    AcceleratorState._reset_state(reset_partial_state=True)  # a singleton that remembers the last one
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def fit(task: VaeTask, scratch: Path) -> Curves:
+    return train(task, task.params, name="train_vae", scratch=scratch, tracker=NullTracker())
+
+
+def states(task: VaeTask) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in task.net.state_dict().items()}
+
+
+def test_resumed_training_with_a_discriminator_equals_uninterrupted_bit_for_bit(tmp_path):
+    whole = vae_task()
+    expected = fit(whole, tmp_path / "whole")
+
+    class Dies(VaeTask):
+        def batch(self, positions: range) -> dict[str, Tensor]:
+            if positions.start == 5 * 4:
+                raise RuntimeError("power cut")
+            return super().batch(positions)
+
+    cut = vae_task()
+    cut.__class__ = Dies
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(cut, tmp_path / "cut")
+    stored = load_file(tmp_path / "cut" / "step-00000004" / "net.safetensors")
+    assert any(name.startswith("discriminator") for name in stored)
+    resumed = vae_task()
+    assert fit(resumed, tmp_path / "cut") == expected
+    torch.testing.assert_close(states(resumed), states(whole), rtol=0, atol=0)
+
+
+def test_both_players_learn_once_the_game_has_started(tmp_path):
+    task = vae_task(weight_decay=0.0)
+    before = states(task)
+    curves = fit(task, tmp_path)
+    assert [row["discriminator"] > 0 for row in curves.train] == [False, False, True, True, True, True]  # start_step is 2
+    assert [row["adaptive_weight"] > 0 for row in curves.train] == [False, False, True, True, True, True]
+    moved = {name.split(".")[0] for name, tensor in states(task).items() if not torch.equal(tensor, before[name])}
+    assert moved == {"bound", "discriminator"}
+
+
+def test_a_batch_is_judged_from_the_start_step_on_whatever_its_part_of_the_step():
+    task = vae_task(gradient_accumulation=2)
+    assert [JUDGED in task.batch(range(start, start + 2)) for start in (0, 6, 8, 10)] == [False, False, True, True]
+
+
+def test_weights_and_optimizer_stay_fp32_under_bf16(tmp_path):
+    task = vae_task(precision="bf16")
+    seen: set[torch.dtype] = set()
+    task.vae.decoder.conv_out.register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
+    curves = fit(task, tmp_path)
+    assert seen == {torch.bfloat16}  # the arithmetic is
+    assert {tensor.dtype for tensor in states(task).values()} == {torch.float32}
+    moments = torch.load(tmp_path / "step-00000006" / "optimizer.pt", weights_only=True)["state"].values()
+    assert {tensor.dtype for state in moments for tensor in state.values()} == {torch.float32}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    exact = fit(vae_task(), tmp_path / "exact")
+    assert curves.train[0]["loss"] == pytest.approx(exact.train[0]["loss"], rel=1e-2)
+
+
+def test_autoencoder_and_learned_scale_are_averaged_and_the_discriminator_is_not(tmp_path):
+    task = vae_task()
+    curves = fit(task, tmp_path)
+    averaged = load_file(tmp_path / "step-00000006" / "ema.safetensors")
+    assert {name.split(".")[0] for name in averaged} == {"vae", "likelihood"}
+    torch.testing.assert_close(task.averaged.state_dict(), averaged, rtol=0, atol=0)
+    assert task.net.bound.likelihood.to_json()["scale"] == pytest.approx(curves.val[-1]["scale"])
+    assert curves.train[-1]["scale"] != curves.val[-1]["scale"]  # the last one, and the average
+
+
+def test_validation_measures_the_bound_without_the_game():
+    task = vae_task()
+    task.net.eval()
+    with torch.no_grad():
+        numbers = task.validate(torch.device("cpu"))
+    assert set(numbers) == {"loss", "nll", "kl", "scale", "psnr"}
+    assert numbers["loss"] == pytest.approx(numbers["nll"] + numbers["kl"])
+
+
+def test_players_are_clipped_apart(tmp_path):
+    loud = vae_task(adversarial={"weight": 1e-6, "start_step": 0, "channels": 8, "num_halvings": 1}, steps=1, warmup_steps=0)
+    quiet = vae_task(adversarial={"weight": 0.0, "start_step": 0, "channels": 8, "num_halvings": 1}, steps=1, warmup_steps=0)
+    with torch.no_grad():
+        loud.net.discriminator.layers[-1].weight *= 1e4  # a discriminator with huge gradients
+    fit(loud, tmp_path / "loud")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    fit(quiet, tmp_path / "quiet")
+    loud_moments, quiet_moments = (
+        torch.load(tmp_path / name / "step-00000001" / "optimizer.pt", weights_only=True)["state"][0]["exp_avg"]
+        for name in ("loud", "quiet")
+    )
+    torch.testing.assert_close(loud_moments, quiet_moments, rtol=1e-3, atol=1e-7)
+
+
+TWO_PROCESSES = """
+import sys, torch
+from pathlib import Path
+from accelerate import Accelerator
+from tests.training.test_vae_task import NOISE, IMAGES
+from tests.training.tiny_vae import objective
+accelerator = Accelerator(cpu=True)
+net = accelerator.prepare(objective())
+half = slice(4 * accelerator.process_index, 4 * accelerator.process_index + 4)
+for judged in (False, True):
+    accelerator.unwrap_model(net).zero_grad()
+    terms = net(IMAGES[half], NOISE[half], judged=judged)
+    accelerator.backward(terms["total"])
+    found = {name: parameter.grad for name, parameter in accelerator.unwrap_model(net).named_parameters()}
+    torch.save(found, Path(sys.argv[1]) / f"{accelerator.process_index}-{judged}.pt")
+"""
+IMAGES = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+NOISE = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+
+
+def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(tmp_path):
+    (tmp_path / "two_processes.py").write_text(TWO_PROCESSES)
+    command = [sys.executable, "-m", "darkroom.training.launch", "--num_processes", "2", "two_processes", str(tmp_path)]
+    root = str(Path(__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), root])}
+    result = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=180)
+    assert result.returncode == 0, result.stderr
+    for judged in (False, True):
+        one = objective()
+        one(IMAGES, NOISE, judged=judged)["total"].backward()
+        expected = {name: parameter.grad for name, parameter in one.named_parameters()}
+        for rank in (0, 1):
+            found = torch.load(tmp_path / f"{rank}-{judged}.pt", weights_only=True)
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
