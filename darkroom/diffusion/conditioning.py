@@ -67,10 +67,13 @@ def inpaint(denoise: Denoise, known: Tensor, mask: Tensor) -> Denoise:
 def ddim_invert(denoise: Denoise, known: Tensor, sigmas: Tensor, *, iterations: int = 1) -> Tensor:
     """x at noise level sigmas[0], from which `ddim` on the same grid comes back to `known`: its steps backwards.
 
-    A step of DDIM is x = x' + (sigma - sigma') slope(x', sigma'), from the higher level sigma' to sigma. To undo it, x' must be known
-    already; x takes its place in the slope, which is as exact as a step is short (Dhariwal & Nichol 2021, appendix F; the slope at
-    the higher level, as in diffusers' DDIMInverseScheduler). Each further iteration puts the x' just found into the slope, and
-    comes nearer to the exact inverse (Pan et al. 2023) where the network is smooth.
+    A step of DDIM goes from x' at sigma' down to x = D(x', sigma') + sigma / sigma' (x' - D(x', sigma')). To undo it, D must be known
+    where the step began. A first guess is x, as long as x' should be (Dhariwal & Nichol 2021, appendix F; in the variance-preserving
+    language of diffusers it is x itself). Each further iteration puts the x' just found into D (Pan et al. 2023).
+
+    Solved for the x' outside of D, the equation has two forms. For a Gaussian of variance 1 an iteration makes the error smaller by
+    (1 - sigma / sigma') sigma'^2 / (1 + sigma'^2) with the noise held, and by (sigma' / sigma - 1) / (1 + sigma'^2) with D held. The second
+    is smaller where sigma sigma' > 1, and is all there is at a first step from sigma' = 1000.
 
     Args:
         known: (B, C, h, w).
@@ -83,11 +86,15 @@ def ddim_invert(denoise: Denoise, known: Tensor, sigmas: Tensor, *, iterations: 
     if iterations < 1:
         raise ValueError(f"iterations is {iterations}; each step of the inversion takes at least 1.")
     x = known
-    for sigma, sigma_next in pairwise(sigmas.detach().to("cpu", torch.float64).flip(0)):
-        x_next = x
+    for low, high in pairwise(sigmas.detach().to("cpu", torch.float64).flip(0)):
+        above = x * ((1 + high**2) / (1 + low**2)).sqrt()
         for _ in range(iterations):
-            x_next = x + (sigma_next - sigma) * (x_next - denoise(x_next, sigma_next)) / sigma_next
-        x = x_next
+            denoised = denoise(above, high)
+            if low * high > 1:
+                above = denoised + high / low * (x - denoised)
+            else:
+                above = x + (1 - low / high) * (above - denoised)
+        x = above
     return x
 
 
@@ -98,8 +105,8 @@ def slerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
     from one to the other. Equal or opposite directions, which have no one arc, are joined by a straight line.
     """
     axes = tuple(range(1, start.ndim))
-    lengths = [torch.linalg.vector_norm(side.double(), dim=axes, keepdim=True) for side in (start, end)]
-    first, last = start.double() / lengths[0], end.double() / lengths[1]
+    start_length, end_length = (torch.linalg.vector_norm(side.double(), dim=axes, keepdim=True) for side in (start, end))
+    first, last = start.double() / start_length, end.double() / end_length
     angle = (first * last).sum(axes, keepdim=True).clamp(-1, 1).arccos().clamp(SMALLEST_ANGLE, math.pi - SMALLEST_ANGLE)
     direction = (((1 - weight) * angle).sin() * first + (weight * angle).sin() * last) / angle.sin()
-    return (direction * torch.lerp(*lengths, weight)).to(start.dtype)
+    return (direction * torch.lerp(start_length, end_length, weight)).to(start.dtype)
