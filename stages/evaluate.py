@@ -79,7 +79,7 @@ def run(stage: Stage[EvaluateParams]) -> None:
         **distances(features, drawn.sources, params.num_neighbours),
         **alignment(artist, drawn, held_out, params.batch_size),
         **adherence(drawn, originals, held_out.captions[: len(originals)]),
-        **bounds(artist, held_out, PixelLikelihood.load(stage.inputs["vae"], stage.indexes["vae"]["params"]), params),
+        **bounds(artist, held_out, PixelLikelihood.load(stage.inputs["vae"]), params),
         "copied_fraction": copies.copied_fraction,
         "reconstruction_psnr": float(psnr(originals, decoded).mean()),
         "reconstruction_ssim": float(ssim(originals, decoded).mean()),

@@ -13,7 +13,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,16 +36,15 @@ class PixelLikelihood:
     scale: float | None
 
     @classmethod
-    def load(cls, vae: Path, params: dict[str, Any]) -> "PixelLikelihood":
-        """From the folder of a VAE; where nothing is said there, a Gaussian of `decoder_scale`, which is a likelihood of any VAE.
+    def load(cls, vae: Path) -> "PixelLikelihood":
+        """From the folder of a VAE that train_vae wrote.
 
-        Args:
-            vae: the folder.
-            params: section train_vae.
+        Raises:
+            ValueError: the folder does not say.
         """
-        if (vae / LIKELIHOOD).is_file():
-            return cls(**json.loads((vae / LIKELIHOOD).read_text(encoding="utf-8")))
-        return cls("gaussian", params["decoder_scale"])
+        if not (vae / LIKELIHOOD).is_file():
+            raise ValueError(f"{vae} has no {LIKELIHOOD}: it is not the folder of a VAE that train_vae wrote. Run `dvc repro`.")
+        return cls(**json.loads((vae / LIKELIHOOD).read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from darkroom.diffusion.denoiser import Denoise, times
 from darkroom.diffusion.schedule import Schedule
 from darkroom.provenance import write_json
 from darkroom.training.likelihood import PhotoBounds, PhotoModel, PixelLikelihood, bound_numbers, photo_bounds, standard_error
+from darkroom.training.vae_objective import DecoderLikelihood
 
 A, S = 0.8, 0.3
 SCALE, SHIFT = 1.6, -0.4  # of the normalised latents
@@ -129,7 +130,12 @@ def test_bits_of_black_and_white_pixels_know_no_distance_between_values() -> Non
     assert bound_numbers(model(), parts, pixel_dims=DIMS, latent_dims=DIMS)["vae_bits_per_dim"] == pytest.approx(1 + math.log2(127.5))
 
 
-def test_the_likelihood_lies_beside_the_weights_or_is_a_gaussian_of_the_params(tmp_path) -> None:
-    assert PixelLikelihood.load(tmp_path, {"decoder_scale": 0.1, "likelihood": "laplace"}) == PixelLikelihood("gaussian", 0.1)
-    write_json(tmp_path / "likelihood.json", {"likelihood": "bernoulli", "scale": None})
-    assert PixelLikelihood.load(tmp_path, {}) == PixelLikelihood("bernoulli", None)
+@pytest.mark.parametrize(("likelihood", "scale"), [("gaussian", 0.1), ("bernoulli", None)])
+def test_the_likelihood_lies_beside_the_weights_as_train_vae_writes_it(tmp_path, likelihood, scale) -> None:
+    write_json(tmp_path / "likelihood.json", DecoderLikelihood(likelihood, scale, learned=False).to_json())
+    assert PixelLikelihood.load(tmp_path) == PixelLikelihood(likelihood, scale)
+
+
+def test_a_vae_without_a_likelihood_is_refused(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"has no likelihood\.json: it is not the folder of a VAE that train_vae wrote"):
+        PixelLikelihood.load(tmp_path)
