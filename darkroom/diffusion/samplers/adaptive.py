@@ -48,6 +48,8 @@ def _solver(denoise: Denoise, x: Tensor, row: int, sigmas: Tensor, tolerance: fl
         shrink = 1 / math.hypot(1, math.exp(log_sigma))
         picture = torch.from_numpy(y / shrink).to(x).reshape(1, *x.shape[1:])
         denoised = denoise(picture.expand_as(x), torch.tensor(log_sigma, dtype=torch.float64).exp())[row]
+        if not denoised.isfinite().all():
+            raise ValueError(f"What the network says at sigma {math.exp(log_sigma):.4g} is not finite: ode_adaptive cannot go on.")
         return (y * shrink - _flat(denoised)) * shrink
 
     first, last = float(sigmas[0]), min(float(sigmas[-2]), SIGMA_END)
@@ -61,8 +63,8 @@ def _advance(solver: Any, sigma: float) -> Tensor:
         solver.step()
     if solver.status == "failed":
         raise ValueError(
-            f"ode_adaptive found no step short enough at sigma {math.exp(solver.t):.4g}: what the network says there is not finite, "
-            "or too rough. Take another sampler."
+            f"ode_adaptive found no step short enough at sigma {math.exp(solver.t):.4g}, so rough is what the network says there. "
+            "Take another sampler."
         )
     return torch.from_numpy(solver.dense_output()(math.log(sigma)) * math.hypot(1, sigma))
 
