@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.signal import convolve2d
 
-from darkroom.evaluation.reconstruction import psnr, ssim
+from darkroom.evaluation.reconstruction import psnr, shortfalls, ssim
 
 random = np.random.default_rng(0)
 PHOTOS = random.integers(0, 256, (3, 24, 20, 3), dtype=np.uint8)
@@ -44,3 +44,13 @@ def test_ssim_is_the_papers_formula_written_out():
 def test_pictures_smaller_than_the_window_are_refused():
     with pytest.raises(ValueError, match="window of 11 px, but the pictures are 10 x 16 px"):
         ssim(np.zeros((1, 16, 10, 3), np.uint8), np.zeros((1, 16, 10, 3), np.uint8))
+
+
+def test_shortfalls_name_the_number_what_was_measured_and_what_was_asked():
+    measured = {"psnr": 18.2345, "ssim": 0.8, "frechet": 3.0}
+    assert shortfalls(measured, least={"psnr": 22.0, "ssim": 0.75}, most={"frechet": 2.5}) == [
+        "psnr is 18.23, asked for is at least 22",
+        "frechet is 3, asked for is at most 2.5",
+    ]
+    assert shortfalls(measured, least={"psnr": 18.0, "ssim": None, "lpips": 1.0}, most={"frechet": 3.0}) == []
+    assert shortfalls({"psnr": np.nan}, least={"psnr": 1.0}, most={}) == ["psnr is nan, asked for is at least 1"]

@@ -44,7 +44,9 @@ def test_bernoulli_of_a_picture_out_of_range_leads_back_and_is_no_more_than_a_pr
 
 
 @pytest.mark.parametrize(
-    ("likelihood", "best"), [("gaussian", lambda e: e.square().mean().sqrt()), ("laplace", lambda e: e.abs().mean())], ids=["gaussian", "laplace"]
+    ("likelihood", "best"),
+    [("gaussian", lambda e: e.square().mean().sqrt()), ("laplace", lambda e: e.abs().mean())],
+    ids=["gaussian", "laplace"],
 )
 def test_the_best_scale_is_the_error_itself(likelihood, best):
     images, mean = torch.randn(2, 3, 3, 4, 4, dtype=torch.float64).unbind(0)

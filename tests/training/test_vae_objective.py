@@ -6,10 +6,8 @@ from torch import Tensor
 
 from darkroom.training.losses import hinge_loss, kl_divergence, negative_log_likelihood
 from darkroom.training.vae_objective import DecoderLikelihood, VaeObjective
-from tests.training.tiny_vae import new_vae, objective, vae_params
+from tests.training.tiny_vae import IMAGES, NOISE, new_vae, objective, vae_params
 
-IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
-NOISE = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(2))
 PIXELS = 3 * 16 * 16
 
 
@@ -59,7 +57,7 @@ def test_the_discriminator_gets_the_gradient_of_its_own_loss_alone():
     names, parameters = zip(*net.discriminator.named_parameters(), strict=True)
     expected = torch.autograd.grad(hinge_loss(net.discriminator(IMAGES), net.discriminator(reconstruction)), parameters)
     for name, gradient in zip(names, expected, strict=True):
-        torch.testing.assert_close(found[f"discriminator.{name}"], gradient, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(found[f"discriminator.{name}"], gradient, rtol=1e-3, atol=1e-6)
 
 
 def test_the_autoencoder_gets_the_gradient_of_its_own_loss_alone():
@@ -117,7 +115,9 @@ def test_only_the_autoencoder_and_its_likelihood_are_stored_with_the_objective()
 
 
 @pytest.mark.parametrize(
-    ("likelihood", "best"), [("gaussian", lambda e: e.square().mean().sqrt()), ("laplace", lambda e: e.abs().mean())], ids=["gaussian", "laplace"]
+    ("likelihood", "best"),
+    [("gaussian", lambda e: e.square().mean().sqrt()), ("laplace", lambda e: e.abs().mean())],
+    ids=["gaussian", "laplace"],
 )
 def test_a_learned_scale_finds_the_error_of_the_reconstructions(likelihood, best):
     errors = 0.2 * torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -141,8 +141,8 @@ def test_the_objective_has_what_params_ask_for(tmp_path):
     off = {"weight": 0.0, "start_step": 0, "channels": 8, "num_halvings": 1}
     plain = VaeObjective.build(new_vae(), vae_params(adversarial=off, learn_scale=False, likelihood="bernoulli"), size=16)
     assert (plain.perceptual, plain.discriminator, plain.bound.likelihood.scale) == (None, None, None)
+    look = {"weight": 1.0, "arch": "squeezenet1_1", "weights": str(tmp_path / "missing.safetensors"), "layers": ["features.1"]}
     with pytest.raises(ValueError, match=r"missing\.safetensors is missing"):
-        look = {"weight": 1.0, "arch": "squeezenet1_1", "weights": str(tmp_path / "missing.safetensors"), "layers": ["features.1"]}
         VaeObjective.build(new_vae(), vae_params(perceptual=look), size=16)
     with pytest.raises(ValueError, match="pictures of 16 px are then too small"):
         VaeObjective.build(new_vae(), vae_params(adversarial=off | {"weight": 1.0, "num_halvings": 3}), size=16)

@@ -23,6 +23,9 @@ PARAMS = {
     "checkpoint_every": 2, "num_processes": 1, "seed": 0,
 }  # fmt: skip
 
+IMAGES = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+NOISE = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+
 
 class Pictures:
     """What a task asks of `ImageShards`: noise of 16 px."""
