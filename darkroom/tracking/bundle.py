@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 PARTS = ("clip", "vae", "unet")
 BUNDLE = "bundle"  # name of the artifact
 REQUIREMENTS = (  # what drawing imports; a model names the versions that it was made with
-    *("torch", "torchvision", "open-clip-torch", "safetensors", "numpy", "pillow"),
+    *("torch", "torchvision", "open-clip-torch", "safetensors", "numpy", "scipy", "pillow"),
     *("pydantic", "ruamel.yaml", "filelock", "tqdm", "mlflow", "pandas"),
 )
 
@@ -105,7 +105,10 @@ def _signature(bundle: Path) -> "ModelSignature":
                 ParamSpec("seed", "long", 0),
                 ParamSpec("steps", "long", defaults["steps"]),
                 ParamSpec("sampler", "string", defaults["sampler"]),
+                ParamSpec("spacing", "string", defaults.get("spacing", "trailing")),  # files of older models do not say it
                 ParamSpec("guidance_scale", "double", defaults["guidance_scale"]),
+                ParamSpec("guidance_rescale", "double", 0.0),
+                ParamSpec("negative_prompt", "string", ""),
             ]
         ),
     )

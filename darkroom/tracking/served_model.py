@@ -34,7 +34,10 @@ class TextToImageModel(PythonModel):
             seeds=seeds,
             steps=params.get("steps"),
             sampler=params.get("sampler"),
+            spacing=params.get("spacing"),
             guidance_scale=params.get("guidance_scale"),
+            guidance_rescale=params.get("guidance_rescale", 0.0),
+            negative_prompts=[params.get("negative_prompt", "")] * len(prompts),
         )  # uint8 (B, H, W, 3)
         return pd.DataFrame({"prompt": prompts, "seed": seeds, "png": [_png(image) for image in images]})
 

@@ -1,6 +1,5 @@
 """Versions, names, gate and pyfunc in a real MLflow store, with a bundle of stand-in parts."""
 
-import ast
 import base64
 import io
 import json
@@ -21,6 +20,8 @@ from darkroom.tracking.bundle import BUNDLE, PARTS, REQUIREMENTS, build_bundle
 from darkroom.tracking.gate import Policy, Report
 from darkroom.tracking.registry import download, open_registry, promote, register, rollback
 from darkroom.tracking.store import Store, open_store
+from tests.test_architecture import TREES, closure
+from tests.test_architecture import imported as imports_of
 
 REPOSITORY = Path(__file__).parents[2]
 POLICY = Policy(metric="kid", standard_errors=2.0, max_copied_fraction=0.5)
@@ -40,7 +41,7 @@ def make_bundle(root: Path, weights: bytes = b"weights") -> Path:
     for part in parts.values():
         part.mkdir(parents=True, exist_ok=True)
         (part / "model.safetensors").write_bytes(weights)
-    defaults = {"steps": 7, "sampler": "euler", "guidance_scale": 2.5}
+    defaults = {"steps": 7, "sampler": "euler", "guidance_scale": 2.5, "spacing": "karras"}
     (parts["unet"] / "diffusion.json").write_text(json.dumps(defaults))
     return make_bundle_of(root, BUNDLE)
 
@@ -275,19 +276,19 @@ def served(store: Store, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_the_served_model_draws_from_prompts_with_the_models_own_defaults(served: Any) -> None:
     answer = served.predict([{"prompt": "a black cat"}, {"prompt": "a white cat"}])
-    assert FakeTextToImage.calls == [
-        {"prompts": ["a black cat", "a white cat"], "seeds": [0, 1], "steps": 7, "sampler": "euler", "guidance_scale": 2.5}
-    ]
+    defaults = {"steps": 7, "sampler": "euler", "spacing": "karras", "guidance_scale": 2.5, "guidance_rescale": 0.0}
+    asked = {"prompts": ["a black cat", "a white cat"], "seeds": [0, 1], "negative_prompts": ["", ""]}
+    assert FakeTextToImage.calls == [asked | defaults]
     assert list(answer["prompt"]) == ["a black cat", "a white cat"]
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["png"][1]))))
     assert np.array_equal(picture, np.full((4, 4, 3), 1, np.uint8))
 
 
 def test_the_served_model_takes_the_parameters_of_its_signature(served: Any) -> None:
-    settings = {"seed": 40, "steps": 3, "sampler": "heun", "guidance_scale": 1.0}
-    answer = served.predict([{"prompt": "a"}, {"prompt": "b"}], params=settings)
+    settings = {"steps": 3, "sampler": "heun", "spacing": "leading", "guidance_scale": 1.0, "guidance_rescale": 0.5}
+    answer = served.predict([{"prompt": "a"}, {"prompt": "b"}], params={"seed": 40, "negative_prompt": "dog"} | settings)
     assert list(answer["seed"]) == [40, 41]
-    assert FakeTextToImage.calls[0] == {"prompts": ["a", "b"], "seeds": [40, 41], "steps": 3, "sampler": "heun", "guidance_scale": 1.0}
+    assert FakeTextToImage.calls[0] == {"prompts": ["a", "b"], "seeds": [40, 41], "negative_prompts": ["dog", "dog"]} | settings
 
 
 def test_the_served_model_refuses_a_table_without_prompts(served: Any) -> None:
@@ -298,15 +299,7 @@ def test_the_served_model_refuses_a_table_without_prompts(served: Any) -> None:
 
 
 def test_the_model_asks_for_every_package_that_drawing_imports() -> None:
-    files = [*(REPOSITORY / "darkroom").glob("*.py"), *(REPOSITORY / "darkroom/models").glob("*.py")]
-    files += [*(REPOSITORY / "darkroom/diffusion").glob("*.py"), REPOSITORY / "darkroom/tracking/served_model.py"]
-    imported: set[str] = set()
-    for file in files:
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                imported |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                imported.add(node.module.split(".")[0])
+    imported = {name.split(".")[0] for module in closure({"darkroom.sampling"}) for name in imports_of(TREES[module])}
     owners = packages_distributions()
     owners |= {"ruamel": ["ruamel.yaml"], "mlflow": ["mlflow"]}  # shared by several distributions
     needed = {_plain(owners[name][0]) for name in imported - set(sys.stdlib_module_names) - {"darkroom", "stages", "flows"}}
