@@ -181,6 +181,49 @@ def test_a_micro_batch_is_the_share_of_one_process(tmp_path: Path, content: dict
     assert params.micro_batch == 4
 
 
+def test_bernoulli_has_no_scale_to_learn(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["train_vae"] |= {"likelihood": "bernoulli", "learn_scale": True}
+    assert "`train_vae`: likelihood: bernoulli has no scale to learn; set learn_scale: false" in refused(tmp_path, content)
+    content["train_vae"]["learn_scale"] = False
+    assert load_params(write(tmp_path, content))
+
+
+def test_a_game_that_never_starts_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["train_vae"]["adversarial"] |= {"weight": 0.5, "start_step": 800}
+    assert "`train_vae`: adversarial.start_step (800) is never reached in 800 steps" in refused(tmp_path, content)
+    content["train_vae"]["adversarial"]["start_step"] = 799
+    assert load_params(write(tmp_path, content))
+
+
+@pytest.mark.parametrize("left_out", ["arch", "layers"])
+def test_a_perceptual_distance_needs_a_network_and_its_layers(tmp_path: Path, content: dict[str, Any], left_out: str) -> None:
+    look = {"weight": 0.1, "arch": "squeezenet1_0", "layers": ["features.3"]}
+    del look[left_out]
+    content["train_vae"]["perceptual"] = look
+    assert "perceptual.weight above 0 needs perceptual.arch and perceptual.layers" in refused(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("section", "group", "key", "value"),
+    [
+        ("train_vae", "perceptual", "weight", -0.1),
+        ("train_vae", "perceptual", "channels", "grb"),
+        ("train_vae", "adversarial", "weight", -0.1),
+        ("train_vae", "adversarial", "start_step", -1),
+        ("train_vae", "adversarial", "channels", 0),
+        ("train_vae", "adversarial", "num_halvings", 0),
+        ("cache_latents", "gate", "min_psnr", 0.0),
+        ("cache_latents", "gate", "min_ssim", 1.1),
+        ("cache_latents", "gate", "max_frechet", -1.0),
+    ],
+)
+def test_a_value_of_the_vae_and_its_gate_out_of_range_is_named(
+    tmp_path: Path, content: dict[str, Any], section: str, group: str, key: str, value: object
+) -> None:
+    content[section][group][key] = value
+    assert f"`{section}.{group}.{key}` is {value!r}" in refused(tmp_path, content)
+
+
 @pytest.mark.parametrize("left_out", ["arch", "weights"])
 def test_features_of_a_classifier_need_its_name_and_weights(tmp_path: Path, content: dict[str, Any], left_out: str) -> None:
     features = {"kind": "torchvision", "arch": "squeezenet1_0", "weights": "squeezenet.safetensors"}
