@@ -46,7 +46,7 @@ def write_single_file(model: Source, path: Path) -> str:
         "scheduler": scheduler,
         "drawing": {name: getattr(diffusion, name) for name in ("sampler", "steps", "guidance_scale", "spacing")},
     }
-    metadata = {"format": "pt", METADATA_KEY: json.dumps(said, sort_keys=True)}
+    metadata = {METADATA_KEY: json.dumps(said, sort_keys=True)}  # one entry: safetensors writes several in any order
     save_file({key: value.detach().contiguous() for key, value in weights.items()}, path, metadata=metadata)
     assert unet.config.sample_size is not None, "every model folder has it"
     card = Card(__version__, unet.config.sample_size * vae.config.stride, diffusion, text["conditioning"]["pad_token"])
