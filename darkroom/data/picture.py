@@ -4,12 +4,12 @@ import hashlib
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageColor, UnidentifiedImageError
@@ -31,6 +31,7 @@ UNSUPPORTED = {
 }
 DRAFT_GAP = 2  # a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as twice the pixels that are needed are left
 REDUCING_GAP = 3.0  # other large pictures are averaged down to three times the size before the exact filter; not visible
+MAX_MEGAPIXELS = 500  # of a photo that somebody names; decoded, it takes up to 4 bytes a pixel
 ALPHA_MODES = ("LA", "RGBA")
 TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -42,6 +43,7 @@ TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }  # EXIF orientation -> what makes it upright
 Reason = Literal["unreadable", "unsupported", "too_large", "too_small", "caption_too_long", "caption_unreadable", "file_name"]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -113,16 +115,33 @@ def looks_like_image(path: Path) -> bool:
 
 def develop(path: Path, style: PictureStyle) -> Picture | Rejection:
     """Centre-crops and resizes a photo; whatever goes wrong with it is its own Rejection, never an error of the run."""
+    limit = f"ingest.max_megapixels ({style.max_megapixels:g})"
+    return _guarded(path, lambda: _develop(path, style), style.max_megapixels, limit)
+
+
+def read_upright(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    """One photo as `develop` would make it, but of any size (height, width): uint8 (H, W, 3), and the size of the whole upright photo.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    read = _guarded(path, lambda: _fitted(path, size, "white", []), MAX_MEGAPIXELS, f"{MAX_MEGAPIXELS} megapixels")
+    if isinstance(read, Rejection):
+        raise ValueError(f"{path} is {read.reason.replace('_', ' ')}: {read.detail}.")
+    return read
+
+
+def _guarded(path: Path, read: Callable[[], Result], max_megapixels: float, limit: str) -> Result | Rejection:
     if path.suffix.lower() in UNSUPPORTED:
         return Rejection("unsupported", UNSUPPORTED[path.suffix.lower()])
     try:
-        with _pixel_limit(style.max_megapixels):
-            return _develop(path, style)
+        with _pixel_limit(max_megapixels):
+            return read()
     except _Refused as refused:
         return refused.rejection
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         size = str(error).split(" exceeds")[0]
-        return Rejection("too_large", f"{size} is more than ingest.max_megapixels ({style.max_megapixels:g})")
+        return Rejection("too_large", f"{size} is more than {limit}")
     except UnidentifiedImageError:
         return Rejection("unreadable", "not a picture of a known format" if path.stat().st_size else "the file is empty")
     except Exception as error:  # decoders raise anything on broken files
@@ -151,22 +170,7 @@ def _describe(error: Exception, path: Path) -> str:
 
 def _develop(path: Path, style: PictureStyle) -> Picture:
     notes: list[str] = []
-    formats = ("TGA",) if path.suffix.lower() in TGA_SUFFIXES else FORMATS
-    with Image.open(path, formats=formats) as image:
-        width, height = image.size
-        if min(width, height) < style.min_side:
-            raise _Refused("too_small", f"{width} x {height} px; ingest.min_side is {style.min_side}")
-        reduced = image.draft(None, (DRAFT_GAP * style.size, DRAFT_GAP * style.size))
-        image.load()  # of an animation the first frame
-        area = reduced[1][2:] if reduced else image.size  # px, float, of the decoded photo
-        orientation = _orientation(image, notes)
-        profile = None if image.mode == "LAB" else image.info.get("icc_profile")  # Pillow itself makes LAB sRGB
-        square = _square(_to_8_bit(image), area, style.size)
-    if orientation in TRANSPOSE:
-        square = square.transpose(TRANSPOSE[orientation])
-    if orientation >= 5:
-        width, height = height, width
-    pixels = np.asarray(_flatten(_to_srgb(square, profile, notes), style.background))
+    pixels, (height, width) = _fitted(path, (style.size, style.size), style.background, notes, style.min_side)
     return Picture(
         sha256=hash_file(path),
         pixels_sha256=hashlib.sha256(pixels.tobytes()).hexdigest(),
@@ -175,6 +179,27 @@ def _develop(path: Path, style: PictureStyle) -> Picture:
         encoded=encode(pixels, style.format, style.jpeg_quality),
         notes=tuple(notes),
     )
+
+
+def _fitted(path: Path, size: tuple[int, int], background: str, notes: list[str], min_side: int = 1) -> tuple[np.ndarray, tuple[int, int]]:
+    """The middle of a photo in uint8 (*size, 3), and the size (height, width) of the whole upright photo."""
+    formats = ("TGA",) if path.suffix.lower() in TGA_SUFFIXES else FORMATS
+    with Image.open(path, formats=formats) as image:
+        width, height = image.size
+        if min(width, height) < min_side:
+            raise _Refused("too_small", f"{width} x {height} px; ingest.min_side is {min_side}")
+        reduced = image.draft(None, (DRAFT_GAP * max(size), DRAFT_GAP * max(size)))
+        image.load()  # of an animation the first frame; Pillow turns TIFF upright here, and forgets the orientation
+        area = reduced[1][2:] if reduced else image.size  # px, float, of the decoded photo
+        width, height = (width, height) if reduced else image.size
+        orientation = _orientation(image, notes)
+        lies = orientation >= 5  # on its side
+        profile = None if image.mode == "LAB" else image.info.get("icc_profile")  # Pillow itself makes LAB sRGB
+        fitted = _middle(_to_8_bit(image), area, size if lies else size[::-1])
+    if orientation in TRANSPOSE:
+        fitted = fitted.transpose(TRANSPOSE[orientation])
+    pixels = np.asarray(_flatten(_to_srgb(fitted, profile, notes), background))
+    return pixels, (width, height) if lies else (height, width)
 
 
 def encode(pixels: np.ndarray, kind: str, jpeg_quality: int) -> bytes:
@@ -196,12 +221,18 @@ def _orientation(image: Image.Image, notes: list[str]) -> int:
     return orientation if orientation in TRANSPOSE else 1
 
 
-def _square(image: Image.Image, area: tuple[float, float], size: int) -> Image.Image:
-    """The middle square of the first `area` (width, height) px, by Lanczos; colours are weighted by their alpha."""
-    side = min(area)
-    left, top = (area[0] - side) / 2, (area[1] - side) / 2
-    box = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=REDUCING_GAP)
+def _middle(image: Image.Image, area: tuple[float, float], size: tuple[int, int]) -> Image.Image:
+    """The middle of the first `area` px, as large as its shape allows, in `size` px by Lanczos; colours are weighted by their alpha.
+
+    Both are (width, height).
+    """
+    if area[0] * size[1] <= area[1] * size[0]:
+        width, height = area[0], area[0] * size[1] / size[0]
+    else:
+        width, height = area[1] * size[0] / size[1], area[1]
+    left, top = (area[0] - width) / 2, (area[1] - height) / 2
+    box = (left, top, min(left + width, area[0]), min(top + height, area[1]))  # no rounding error beyond the edge
+    return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=REDUCING_GAP)
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, features
 
-from darkroom.data.picture import Picture, PictureStyle, Rejection, background_colour, develop, looks_like_image
+from darkroom.data.picture import Picture, PictureStyle, Rejection, background_colour, develop, looks_like_image, read_upright
 
 STYLE = {"size": 16, "min_side": 1, "max_megapixels": 100.0, "background": "white", "format": "png", "jpeg_quality": 95}
 WHITE, BLACK, RED, GREEN, BLUE = (255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -483,3 +483,39 @@ def test_a_background_that_is_no_colour_is_refused():
     assert background_colour("#80ff00") == (128, 255, 0)
     with pytest.raises(ValueError, match=r"ingest\.background 'wite' is no colour"):
         background_colour("wite")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tiff", "png"])
+@pytest.mark.parametrize("orientation", [1, 6, 7])
+def test_a_picture_of_any_shape_is_the_upright_middle_and_tells_the_size_of_the_whole(tmp_path, orientation, suffix):
+    width, height = (90, 40) if orientation == 1 else (40, 90)  # as stored
+    lying = (
+        smooth(90, 40)
+        if orientation == 1
+        else smooth(90, 40).transpose({6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE}[orientation])
+    )
+    assert lying.size == (width, height)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = save(lying, tmp_path / f"a.{suffix}", exif=exif, **({"quality": 100, "subsampling": 0} if suffix == "jpg" else {}))
+    found, size = read_upright(path, (20, 30))
+    assert size == (40, 90)
+    truth = smooth(90, 40).crop((15, 0, 75, 40)).resize((30, 20), Image.Resampling.LANCZOS)
+    assert np.abs(found.astype(int) - np.asarray(truth)).max() <= 3
+    assert found.shape == (20, 30, 3)
+
+
+def test_no_shape_asks_for_pixels_beyond_the_edge(tmp_path):
+    path = save(smooth(33, 77), tmp_path / "a.png")
+    for size in [(height, width) for height in range(1, 40, 3) for width in range(1, 40, 3)]:
+        assert read_upright(path, size)[0].shape == (*size, 3)
+
+
+def test_a_picture_that_somebody_names_and_that_cannot_be_read_is_an_error_with_the_reason(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"a\.png is unreadable: not a picture of a known format\."):
+        read_upright(tmp_path / "a.png", (8, 8))
+    with pytest.raises(ValueError, match=r"a\.heic is unsupported: HEIF pictures cannot be read; export them as JPEG\."):
+        read_upright(tmp_path / "a.heic", (8, 8))
+    with pytest.raises(ValueError, match=r"b\.png is too large: .* is more than 500 megapixels\."):
+        read_upright(declared_png(tmp_path / "b.png", 30000, 30000), (8, 8))
