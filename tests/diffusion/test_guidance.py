@@ -52,21 +52,23 @@ def test_a_prompt_guided_away_from_itself_is_unguided() -> None:
     torch.testing.assert_close(classifier_free(Net(), CONTEXT, CONTEXT, 9.0)(X, T), Net()(X, T, CONTEXT))
 
 
+def stretching(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    """A network whose standard deviation depends on the prompt."""
+    return x * context.mean((1, 2)).view(-1, 1, 1, 1) + context.std((1, 2)).view(-1, 1, 1, 1) * x.cos()
+
+
 @pytest.mark.parametrize("rescale", [0.0, 0.3, 0.7, 1.0])
 def test_rescale_is_that_of_diffusers(rescale: float) -> None:
     pipeline = pytest.importorskip("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion")
-    without, plain = Net()(X, T, EMPTY.expand(3, 5, 6)), Net()(X, T, CONTEXT)
+    without, plain = stretching(X, T, EMPTY.expand(3, 5, 6)), stretching(X, T, CONTEXT)
     expected = pipeline.rescale_noise_cfg(without + 7.5 * (plain - without), plain, guidance_rescale=rescale)
-    torch.testing.assert_close(classifier_free(Net(), CONTEXT, EMPTY, 7.5, rescale=rescale)(X, T), expected)
+    torch.testing.assert_close(classifier_free(stretching, CONTEXT, EMPTY, 7.5, rescale=rescale)(X, T), expected)
 
 
 def test_rescale_of_one_gives_each_picture_the_deviation_of_its_prompt_alone() -> None:
-    def net(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        return x * context.mean((1, 2)).view(-1, 1, 1, 1)
-
     for scale in (0.0, 4.0):
-        guided = classifier_free(net, CONTEXT, EMPTY, scale, rescale=1.0)(X, T)
-        torch.testing.assert_close(guided.std((1, 2, 3)), net(X, T, CONTEXT).std((1, 2, 3)))
+        guided = classifier_free(stretching, CONTEXT, EMPTY, scale, rescale=1.0)(X, T)
+        torch.testing.assert_close(guided.std((1, 2, 3)), stretching(X, T, CONTEXT).std((1, 2, 3)))
 
 
 @pytest.mark.parametrize("scale", [0.0, 3.0])

@@ -269,6 +269,18 @@ def test_a_huge_first_sigma_leaves_the_variance_right(name: str, kind: str, spac
     assert spread == pytest.approx(SPREAD, rel=0.2)
 
 
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "ode_adaptive"])
+def test_a_small_error_of_the_network_stays_small_in_a_step_from_a_huge_sigma(name: str) -> None:
+    sigmas = falling(65536, 50, 2)
+    x = 65536 * draw(2, 3, 4, 4)
+
+    def rough(x: Tensor, sigma: Tensor) -> Tensor:
+        return gaussian(SPREAD)(x, sigma) + 0.01 * (1000 * x / (1 + sigma**2).sqrt()).sin()
+
+    exact, off = (next(SAMPLERS[name](denoise, x, sigmas, noise_at=noise_at)).x for denoise in (gaussian(SPREAD), rough))
+    torch.testing.assert_close(off, exact, rtol=0, atol=0.03)
+
+
 @pytest.mark.parametrize("kind", FAR)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_single_precision_is_enough_from_the_largest_sigma_down(name: str, kind: str) -> None:
