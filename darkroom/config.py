@@ -200,19 +200,9 @@ class ScheduleParams(Section):
 
 class SamplerParams(Section):
     sampler: Literal[
-        "ddpm",
-        "ddpm_beta",
-        "ddim",
-        "euler",
-        "euler_ancestral",
-        "heun",
-        "dpmpp_2m",
-        "dpmpp_2m_sde",
-        "unipc",
-        "euler_maruyama",
-        "predictor_corrector",
-        "ode_adaptive",
-    ]
+        "ddpm", "ddpm_beta", "ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "euler_maruyama",
+        "predictor_corrector", "ode_adaptive"
+    ]  # fmt: skip
     spacing: Literal["trailing", "leading", "karras", "exponential", "uniform_lambda"]  # of the noise levels
     steps: int = PositiveInt
     guidance_scale: float = Field(ge=0)  # 1 = off

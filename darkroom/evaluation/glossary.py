@@ -44,7 +44,7 @@ GLOSSARY: dict[str, tuple[str, str]] = {  # key in metrics.json -> name, meaning
     "photo_bits_per_dim": (
         "Bits per pixel value of photos", "What a held-out photo costs at most a colour value, by VAE and U-Net; knowing nothing costs 8."),
     "photo_bits_per_dim_standard_error": (
-        "Standard error of these bits", "How well so few photos speak for others; two models on the same photos compare more exactly than that."),
+        "Standard error of these bits", "How well so few photos speak for others; two models on the same photos compare more exactly."),
     "vae_bits_per_dim": (
         "Bits by the VAE alone", "The same with plain normal latents instead of the U-Net's: what the U-Net saves is the difference."),
     "vae_elbo_nats": (
