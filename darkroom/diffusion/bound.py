@@ -86,7 +86,7 @@ def chain_term(denoise: Denoise, x0: Tensor, noise: Tensor, t: Tensor, schedule:
     p has the mean of the posterior at D instead of x_0. Where its variance is not the posterior's, each dimension adds its share.
     """
     sigma = schedule.sigmas[t]
-    error = _flat(x0 - denoise(x0 + times(noise, sigma), sigma.to(x0.device))).square().sum(1)
+    error = _flat(x0 - denoise(x0 + times(noise, sigma), sigma)).square().sum(1)
     of_x0, true, assumed = mean_coefficients(t, schedule)[0], variance(t, schedule), variance(t, schedule, variance_kind)
     ratio = true / assumed
     dims = x0[0].numel()
@@ -100,7 +100,7 @@ def decoder_term(denoise: Denoise, x0: Tensor, noise: Tensor, schedule: Schedule
     infinity in the first and the last one (Ho et al. 2020, equation 13). None: a density.
     """
     sigma, std = schedule.sigmas[0], schedule.betas[0].sqrt().item()
-    difference = _flat(x0 - denoise(x0 + times(noise, sigma), sigma.to(x0.device)))
+    difference = _flat(x0 - denoise(x0 + times(noise, sigma), sigma))
     if bin_width is None:
         return (difference.square() / (2 * std**2) + math.log(std) + math.log(2 * math.pi) / 2).sum(1)
     return -_log_probability_of_bin(difference, _flat(x0), std, bin_width).sum(1)
