@@ -148,3 +148,18 @@ def test_the_objective_has_what_params_ask_for(tmp_path):
         VaeObjective.build(new_vae(), vae_params(adversarial=off | {"weight": 1.0, "num_halvings": 3}), size=16)
     untrained = vae_params(adversarial=off | {"weight": 1.0, "num_halvings": 3}, perceptual=look, steps=0)
     assert VaeObjective.build(new_vae(), untrained, size=16).discriminator is None  # nothing is trained, so nothing is needed
+
+
+def test_a_real_classifier_gives_a_gradient_from_the_last_to_the_first_layer_of_the_decoder(shared):
+    weights = shared / "weights" / "squeezenet1_0.safetensors"
+    if not weights.is_file():
+        pytest.skip("there are no weights in ../shared")
+    look = {"weight": 1.0, "arch": "squeezenet1_0", "weights": str(weights), "layers": ["features.1", "features.4"]}
+    caffe = {"channels": "bgr", "scale": 255.0, "mean": [104.0, 117.0, 123.0], "std": [1.0, 1.0, 1.0]}
+    net = VaeObjective.build(new_vae(), vae_params(perceptual=look | caffe), size=32)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    reconstruction, _, _ = net.bound.vae(images, torch.zeros(2, 4, 16, 16))
+    distance = net.perceptual(images, reconstruction).mean()
+    assert 0.01 < float(distance.detach()) < 2
+    ends = [net.bound.vae.decoder.conv_in.weight, net.bound.vae.decoder.conv_out.weight]
+    assert all(gradient.isfinite().all() and gradient.any() for gradient in torch.autograd.grad(distance, ends))

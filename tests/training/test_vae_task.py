@@ -101,6 +101,20 @@ def test_validation_measures_the_bound_without_the_game():
     assert numbers["loss"] == pytest.approx(numbers["nll"] + numbers["kl"])
 
 
+def test_the_loss_is_what_the_wrapped_network_gives_and_nothing_beside_it():
+    task = vae_task()
+    asked = []
+
+    class Wrapper(torch.nn.Module):
+        def forward(self, images: Tensor, noise: Tensor, *, judged: bool) -> dict[str, Tensor]:
+            asked.append((images, noise, judged))
+            return {"total": torch.tensor(3.0), "loss": torch.tensor(2.0)}
+
+    batch = task.batch(range(8, 12))
+    assert task.loss(Wrapper(), batch) == (torch.tensor(3.0), {"loss": torch.tensor(2.0)})
+    assert asked == [(batch["images"], batch["noise"], True)]
+
+
 def test_players_are_clipped_apart(tmp_path):
     loud = vae_task(adversarial={"weight": 1e-6, "start_step": 0, "channels": 8, "num_halvings": 1}, steps=1, warmup_steps=0)
     quiet = vae_task(adversarial={"weight": 0.0, "start_step": 0, "channels": 8, "num_halvings": 1}, steps=1, warmup_steps=0)
