@@ -1,1 +1,1 @@
-"""Speed as ratios: two ways of the same work, in turns, in one process. `python -m benchmarks` prints the table."""
+"""Speed and exactness as ratios: two ways of the same work, in turns, in one process. `python -m benchmarks` prints the tables."""
