@@ -1,10 +1,13 @@
 """Identities of the theory that join several functions, on two bumps on a line, whose density is torch's."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
+from darkroom.diffusion.conditioning import slerp
 from darkroom.diffusion.denoiser import PREDICTIONS, add_noise, make_denoiser, scalings, target
 from darkroom.diffusion.samplers import SAMPLERS
 from darkroom.diffusion.schedule import Schedule
@@ -71,3 +74,11 @@ def test_an_euler_step_along_the_straight_lines_of_flow_is_one_in_sigma() -> Non
         velocity = (exact(x / (1 - tau), tau / (1 - tau)) - c_skip * x / (1 - tau)) / c_out
         x = x + (tau_next - tau) * velocity
         torch.testing.assert_close(step.x * (1 - tau_next), x)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25, 0.5, 1.0])
+def test_an_interpolated_noise_lies_on_the_arc_between_the_two_and_is_as_long(weight: float) -> None:
+    first, other = torch.linalg.qr(torch.randn(300, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q.T * 300**0.5
+    second = math.cos(2.0) * first + math.sin(2.0) * other  # two radians away
+    expected = math.cos(2.0 * weight) * first + math.sin(2.0 * weight) * other
+    torch.testing.assert_close(slerp(first.reshape(1, 3, 10, 10), second.reshape(1, 3, 10, 10), weight).flatten(), expected)
