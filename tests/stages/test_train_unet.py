@@ -218,6 +218,6 @@ def test_validation_and_pictures_take_no_more_at_a_time_than_training(workspace,
 
     monkeypatch.setattr(UNet2DConditionModel, "forward", counts)
     unguided = {"sampler": "ddim", "spacing": "trailing", "steps": 2, "guidance_scale": 1.0}
-    finetune(workspace, steps=1, batch_size=4, gradient_accumulation=2, sampling=unguided)
+    finetune(workspace, steps=1, batch_size=4, gradient_accumulation=2, num_samples=3, sampling=unguided)
     assert max(seen) == 2
     assert len(LatentShards(workspace / "data" / "latents", "val")) > 2
