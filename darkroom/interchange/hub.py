@@ -25,6 +25,4 @@ def download(hub_id: str) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=[*PATTERNS, *FULL]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{hub_id} could not be had from the Hugging Face hub (is the name right, the network there?): {reason}"
-        ) from error
+        raise ValueError(f"{hub_id} is no file or folder here, and could not be had from the Hugging Face hub: {reason}") from error

@@ -1,6 +1,7 @@
 """Pipelines of both families: made by diffusers, imported by us, exported again. Once for all tests of this folder."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +13,41 @@ from darkroom.sampling import TextToImage
 from tests.interchange.pipelines import Kind, make_pipeline
 
 
-@dataclass(frozen=True)
 class Imported:
-    kind: Kind
-    pipeline: Any  # diffusers' own
-    source: Path  # where it saved itself
-    folder: Path  # what we made of it
-    artist: TextToImage
+    def __init__(self, kind: Kind, root: Path) -> None:
+        self.kind = kind
+        self.source = root / "source"  # where diffusers saved it
+        self.folder = root / "model"  # what we made of it
+        self.pipeline: Any = make_pipeline(kind, "epsilon" if kind == "sd1" else "v_prediction")
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.pipeline.save_pretrained(self.source)
+        import_model(str(self.source), self.folder)
+        self.artist = TextToImage.load(self.folder, torch.device("cpu"))
+
+    @cached_property
+    def exported(self) -> Path:
+        """The imported model as a pipeline's folder."""
+        export_model(self.folder, self.folder.with_name("exported"), "diffusers")
+        return self.folder.with_name("exported")
+
+    @cached_property
+    def single_file(self) -> Path:
+        """The imported model as one file."""
+        export_model(self.folder, self.folder.with_name("model.safetensors"), "single-file")
+        return self.folder.with_name("model.safetensors")
+
+
+@pytest.fixture(scope="session")
+def families(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kind], Imported]:
+    return cache(lambda kind: Imported(kind, tmp_path_factory.mktemp(kind)))
 
 
 @pytest.fixture(scope="session", params=["sd1", "sd2"])
-def imported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Imported:
-    root = tmp_path_factory.mktemp(request.param)
-    pipeline = make_pipeline(request.param, "epsilon" if request.param == "sd1" else "v_prediction")
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.save_pretrained(root / "source")
-    import_model(str(root / "source"), root / "model")
-    artist = TextToImage.load(root / "model", torch.device("cpu"))
-    return Imported(request.param, pipeline, root / "source", root / "model", artist)
+def imported(request: pytest.FixtureRequest, families: Callable[[Kind], Imported]) -> Imported:
+    return families(request.param)
 
 
 @pytest.fixture(scope="session")
-def exported(imported: Imported) -> Path:
-    """The imported model as a pipeline's folder."""
-    export_model(imported.folder, imported.folder.with_name("exported"), "diffusers")
-    return imported.folder.with_name("exported")
-
-
-@pytest.fixture(scope="session")
-def single_file(imported: Imported) -> Path:
-    """The imported model as one file."""
-    export_model(imported.folder, imported.folder.with_name("model.safetensors"), "single-file")
-    return imported.folder.with_name("model.safetensors")
+def sd1(families: Callable[[Kind], Imported]) -> Imported:
+    """For what does not depend on the family."""
+    return families("sd1")

@@ -34,15 +34,15 @@ def load_ours(folder: Path) -> TextToImage:
     return TextToImage.load(folder, torch.device("cpu"))
 
 
-def test_what_was_imported_is_exported_bit_for_bit(imported: Imported, exported: Path) -> None:
+def test_what_was_imported_is_exported_bit_for_bit(imported: Imported) -> None:
     for part, name in (("unet", WEIGHTS), ("vae", WEIGHTS), ("text_encoder", "model.safetensors")):
-        before, after = load_file(imported.source / part / name), load_file(exported / part / name)
+        before, after = load_file(imported.source / part / name), load_file(imported.exported / part / name)
         after = {key.removeprefix("text_model."): value for key, value in after.items()}
         torch.testing.assert_close(after, before, rtol=0, atol=0)
 
 
-def test_diffusers_draws_what_we_draw_from_what_we_export(imported: Imported, exported: Path) -> None:
-    pipeline = load(exported)
+def test_diffusers_draws_what_we_draw_from_what_we_export(imported: Imported) -> None:
+    pipeline = load(imported.exported)
     assert type(pipeline.scheduler).__name__ == "DDIMScheduler"
     assert_same_pictures(draw_ours(imported.artist, "ddim", "leading"), draw_theirs(pipeline))
 
@@ -67,10 +67,12 @@ def test_a_model_of_our_own_draws_the_same_in_diffusers(tmp_path: Path, settings
 
 
 @torch.no_grad()
-def test_transformers_tokenizes_and_encodes_as_we_do(imported: Imported, exported: Path) -> None:
+def test_transformers_tokenizes_and_encodes_as_we_do(imported: Imported) -> None:
     transformers = pytest.importorskip("transformers")
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(exported / "tokenizer", local_files_only=True)
-    model, info = transformers.CLIPTextModel.from_pretrained(exported / "text_encoder", local_files_only=True, output_loading_info=True)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(imported.exported / "tokenizer", local_files_only=True)
+    model, info = transformers.CLIPTextModel.from_pretrained(
+        imported.exported / "text_encoder", local_files_only=True, output_loading_info=True
+    )
     assert not any(info[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     tokens = tokenizer(CAPTIONS, padding="max_length", truncation=True, return_tensors="pt").input_ids
     ours = imported.artist.clip.tokenize(CAPTIONS)
@@ -80,11 +82,11 @@ def test_transformers_tokenizes_and_encodes_as_we_do(imported: Imported, exporte
 
 
 @torch.no_grad()
-def test_a_penultimate_layer_is_the_last_one_of_an_encoder_with_one_less(imported: Imported, tmp_path: Path) -> None:
+def test_a_penultimate_layer_is_the_last_one_of_an_encoder_with_one_less(sd1: Imported, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     for part in ("vae", "unet", "clip"):
         (tmp_path / "model" / part).mkdir(parents=True)
-        for file in (imported.folder / part).iterdir():
+        for file in (sd1.folder / part).iterdir():
             (tmp_path / "model" / part / file.name).write_bytes(file.read_bytes())
     TextConditioning("penultimate", "end").save(tmp_path / "model" / "clip")
     export_model(tmp_path / "model", tmp_path / "out", "diffusers")
@@ -108,8 +110,8 @@ def test_an_exported_autoencoder_has_no_shift(tmp_path: Path) -> None:
     torch.testing.assert_close(latents, ours.normalise(ours.encode(pictures)[0]), rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_exported_is_imported_as_the_same_model(imported: Imported, exported: Path, tmp_path: Path) -> None:
-    import_model(str(exported), tmp_path / "again")
+def test_what_is_exported_is_imported_as_the_same_model(imported: Imported, tmp_path: Path) -> None:
+    import_model(str(imported.exported), tmp_path / "again")
     before, after = imported.artist, load_ours(tmp_path / "again")
     for part in ("clip", "vae", "unet"):
         torch.testing.assert_close(getattr(after, part).state_dict(), getattr(before, part).state_dict(), rtol=0, atol=0)
@@ -118,18 +120,18 @@ def test_what_is_exported_is_imported_as_the_same_model(imported: Imported, expo
     assert torch.equal(after.config.schedule.betas, before.config.schedule.betas)
 
 
-def test_the_card_says_how_to_load_and_what_was_trained(imported: Imported, exported: Path) -> None:
-    card = (exported / "README.md").read_text()
+def test_the_card_says_how_to_load_and_what_was_trained(imported: Imported) -> None:
+    card = (imported.exported / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: diffusers\n")
     assert "| the U-Net predicts | " + imported.artist.config.prediction in card
     assert "height=64, width=64, num_inference_steps=50, guidance_scale=7.5" in card
     assert ("an exclamation mark" in card) == (imported.kind == "sd2")
 
 
-def test_an_out_that_is_there_is_refused_and_left(imported: Imported, tmp_path: Path) -> None:
+def test_an_out_that_is_there_is_refused_and_left(sd1: Imported, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("dear")
     with pytest.raises(ValueError, match=r"is there already; nothing is overwritten"):
-        export_model(imported.folder, tmp_path, "diffusers")
+        export_model(sd1.folder, tmp_path, "diffusers")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -171,7 +173,7 @@ def test_a_text_tower_that_others_cannot_build_is_refused(tmp_path: Path, change
         export_model(tmp_path / "model", tmp_path / "out", "diffusers")
 
 
-def test_a_text_tower_of_another_vocabulary_is_refused(imported: Imported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_text_tower_of_another_vocabulary_is_refused(sd1: Imported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole = ClipTowers.load
 
     def another(source: Path) -> ClipTowers:
@@ -181,4 +183,4 @@ def test_a_text_tower_of_another_vocabulary_is_refused(imported: Imported, monke
 
     monkeypatch.setattr(ClipTowers, "load", another)
     with pytest.raises(ValueError, match=r"The text tower knows 100 tokens, CLIP's own 49408: it cannot be exported"):
-        export_model(imported.folder, tmp_path / "out", "diffusers")
+        export_model(sd1.folder, tmp_path / "out", "diffusers")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from darkroom.diffusion.schedule import Schedule
 from darkroom.interchange.pipeline_reader import PipelineFolder
+from darkroom.interchange.tokenizer import read_pad_token
 from darkroom.interchange.transfer import import_model
 from darkroom.models.unet import UNet2DConditionModel
 from darkroom.models.weights import load_model
@@ -83,11 +84,11 @@ def test_padding_is_a_property_of_the_imported_text_tower(imported: Imported) ->
 
 
 @pytest.fixture
-def source(imported: Imported, tmp_path: Path) -> Path:
+def source(sd1: Imported, tmp_path: Path) -> Path:
     """A copy to change: links, so that it costs nothing."""
-    for file in imported.source.rglob("*"):
+    for file in sd1.source.rglob("*"):
         if file.is_file():
-            link = tmp_path / "source" / file.relative_to(imported.source)
+            link = tmp_path / "source" / file.relative_to(sd1.source)
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(file)
     return tmp_path / "source"
@@ -101,7 +102,7 @@ def change(path: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_becomes_fp32(source: Path, imported: Imported, dtype: torch.dtype) -> None:
+def test_half_precision_becomes_fp32(source: Path, sd1: Imported, dtype: torch.dtype) -> None:
     file = source / "unet" / "diffusion_pytorch_model.safetensors"
     half = {key: value.to(dtype) for key, value in load_file(file).items()}
     file.unlink()
@@ -111,29 +112,30 @@ def test_half_precision_becomes_fp32(source: Path, imported: Imported, dtype: to
     torch.testing.assert_close(weights, {key: value.float() for key, value in half.items()}, rtol=0, atol=0)
 
 
-def test_pickled_weights_are_read_as_tensors(source: Path, imported: Imported) -> None:
+def test_pickled_weights_are_read_as_tensors(source: Path, sd1: Imported) -> None:
     file = source / "text_encoder" / "model.safetensors"
     weights = {f"text_model.{key}": value for key, value in load_file(file).items()}  # as transformers before 5.6 writes them
     weights["text_model.embeddings.position_ids"] = torch.arange(77)[None]
     file.unlink()
     torch.save(weights, file.with_name("pytorch_model.bin"))
-    torch.testing.assert_close(PipelineFolder(source).clip().state_dict(), imported.artist.clip.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(PipelineFolder(source).clip().state_dict(), sd1.artist.clip.state_dict(), rtol=0, atol=0)
 
 
-def test_a_padding_token_may_stand_in_the_map_of_special_tokens(source: Path, imported: Imported) -> None:
+@pytest.mark.parametrize(("pad", "expected"), [("<|endoftext|>", "end"), ({"content": "!", "lstrip": False}, "zero"), (None, "end")])
+def test_a_padding_token_may_stand_in_the_map_of_special_tokens_or_be_the_default(source: Path, pad: Any, expected: str) -> None:
     change(source / "tokenizer" / "tokenizer_config.json", pad_token=None)
-    pad = {"sd1": "<|endoftext|>", "sd2": {"content": "!", "lstrip": False}}[imported.kind]
-    (source / "tokenizer" / "special_tokens_map.json").write_text(json.dumps({"pad_token": pad}))
-    assert PipelineFolder(source).clip().conditioning == imported.artist.clip.conditioning
+    if pad is not None:
+        (source / "tokenizer" / "special_tokens_map.json").write_text(json.dumps({"pad_token": pad}))
+    assert read_pad_token(source / "tokenizer") == expected
 
 
 # ---- what is not right
 
 
-def test_an_out_that_is_there_is_refused_and_left(imported: Imported, tmp_path: Path) -> None:
+def test_an_out_that_is_there_is_refused_and_left(sd1: Imported, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("dear")
     with pytest.raises(ValueError, match=r"is there already; nothing is overwritten"):
-        import_model(str(imported.source), tmp_path)
+        import_model(str(sd1.source), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 

@@ -31,9 +31,15 @@ def assert_same_weights(first: TextToImage, second: TextToImage) -> None:
 
 
 @pytest.fixture(scope="module")
-def foreign(single_file: Path) -> dict[str, Tensor]:
+def foreign(imported: Imported) -> dict[str, Tensor]:
     """The weights as anybody's file has them: nothing is said of the configuration."""
-    return load_file(single_file)
+    return load_file(imported.single_file)
+
+
+@pytest.fixture(scope="module")
+def foreign1(sd1: Imported) -> dict[str, Tensor]:
+    """Of 1.x, for what does not depend on the family."""
+    return load_file(sd1.single_file)
 
 
 def save(weights: dict[str, Tensor], path: Path) -> Path:
@@ -44,8 +50,8 @@ def save(weights: dict[str, Tensor], path: Path) -> Path:
 # ---- our own
 
 
-def test_our_own_file_comes_back_bit_for_bit(imported: Imported, single_file: Path, tmp_path: Path) -> None:
-    import_model(str(single_file), tmp_path / "again")
+def test_our_own_file_comes_back_bit_for_bit(imported: Imported, tmp_path: Path) -> None:
+    import_model(str(imported.single_file), tmp_path / "again")
     before, after = imported.artist, load_ours(tmp_path / "again")
     assert_same_weights(after, before)
     assert (after.unet.config, after.vae.config, after.clip.conditioning) == (
@@ -56,7 +62,7 @@ def test_our_own_file_comes_back_bit_for_bit(imported: Imported, single_file: Pa
     settings = [(c.prediction, c.sampler, c.steps, c.guidance_scale, c.spacing) for c in (before.config, after.config)]
     assert settings[0] == settings[1]
     export_model(tmp_path / "again", tmp_path / "twice.safetensors", "single-file")
-    assert (tmp_path / "twice.safetensors").read_bytes() == single_file.read_bytes()
+    assert (tmp_path / "twice.safetensors").read_bytes() == imported.single_file.read_bytes()
 
 
 def test_a_model_of_our_own_comes_back_and_draws_the_same(tmp_path: Path) -> None:
@@ -84,15 +90,17 @@ def test_the_layout_of_the_text_tower_is_that_of_its_family(imported: Imported, 
     assert [kind for kind, name in names.items() if name in foreign] == [imported.kind]
 
 
-def test_diffusers_reads_our_file_and_draws_the_same(imported: Imported, exported: Path, single_file: Path) -> None:
+def test_diffusers_reads_our_file_and_draws_the_same(imported: Imported) -> None:
     diffusers = pytest.importorskip("diffusers")
-    pipeline = diffusers.StableDiffusionPipeline.from_single_file(str(single_file), config=str(exported), local_files_only=True)
+    pipeline = diffusers.StableDiffusionPipeline.from_single_file(
+        str(imported.single_file), config=str(imported.exported), local_files_only=True
+    )
     pipeline.set_progress_bar_config(disable=True)
     assert_same_pictures(draw_ours(imported.artist, "ddim", "leading"), draw_theirs(pipeline))
 
 
-def test_the_head_of_the_file_holds_all_configurations(imported: Imported, single_file: Path) -> None:
-    with safe_open(single_file, "pt") as file:
+def test_the_head_of_the_file_holds_all_configurations(imported: Imported) -> None:
+    with safe_open(imported.single_file, "pt") as file:
         said = json.loads(file.metadata()["darkroom"])
     assert said["scheduler"]["prediction_type"] == imported.artist.config.prediction
     assert said["vae"]["scaling_factor"] == 0.18215
@@ -144,20 +152,20 @@ def test_what_training_left_in_a_checkpoint_is_ignored(imported: Imported, forei
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_becomes_fp32(imported: Imported, foreign: dict[str, Tensor], tmp_path: Path, dtype: torch.dtype) -> None:
-    path = save({key: value.to(dtype) for key, value in foreign.items()}, tmp_path / "half.safetensors")
-    weights = SingleFile(path, PREDICTIONS[imported.kind]).vae().state_dict()
-    expected = {key: value.to(dtype).float() for key, value in imported.artist.vae.state_dict().items()}
+def test_half_precision_becomes_fp32(sd1: Imported, foreign1: dict[str, Tensor], tmp_path: Path, dtype: torch.dtype) -> None:
+    path = save({key: value.to(dtype) for key, value in foreign1.items()}, tmp_path / "half.safetensors")
+    weights = SingleFile(path, None).vae().state_dict()
+    expected = {key: value.to(dtype).float() for key, value in sd1.artist.vae.state_dict().items()}
     torch.testing.assert_close(weights, expected, rtol=0, atol=0)
 
 
-def test_a_measured_scale_of_latents_is_taken(imported: Imported, foreign: dict[str, Tensor], tmp_path: Path) -> None:
-    path = save(foreign | {"scale_factor": torch.tensor(0.22765929)}, tmp_path / "scaled.safetensors")
-    assert SingleFile(path, PREDICTIONS[imported.kind]).vae().config.scaling_factor == 0.2276593
+def test_a_measured_scale_of_latents_is_taken(sd1: Imported, foreign1: dict[str, Tensor], tmp_path: Path) -> None:
+    path = save(foreign1 | {"scale_factor": torch.tensor(0.22765929)}, tmp_path / "scaled.safetensors")
+    assert SingleFile(path, None).vae().config.scaling_factor == 0.2276593
 
 
-def test_the_prediction_may_be_given(imported: Imported, foreign: dict[str, Tensor], tmp_path: Path) -> None:
-    path = save(foreign, tmp_path / "foreign.safetensors")
+def test_the_prediction_may_be_given(sd1: Imported, foreign1: dict[str, Tensor], tmp_path: Path) -> None:
+    path = save(foreign1, tmp_path / "foreign.safetensors")
     model = SingleFile(path, "v_prediction")
     assert model.diffusion().prediction == "v_prediction"
     assert model.unet().config.sample_size == 96
@@ -193,14 +201,14 @@ def test_a_2x_that_does_not_say_what_it_predicts_is_asked(imported: Imported, fo
         import_model(broken(foreign, tmp_path), tmp_path / "out")
 
 
-def test_an_unknown_prediction_is_refused(foreign: dict[str, Tensor], tmp_path: Path) -> None:
+def test_an_unknown_prediction_is_refused(foreign1: dict[str, Tensor], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--prediction 'velocity' is not known; there are epsilon, v_prediction"):
-        import_model(broken(foreign, tmp_path), tmp_path / "out", prediction="velocity")
+        import_model(broken(foreign1, tmp_path), tmp_path / "out", prediction="velocity")
 
 
-def test_our_own_file_says_itself_what_it_predicts(single_file: Path, tmp_path: Path) -> None:
+def test_our_own_file_says_itself_what_it_predicts(sd1: Imported, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"says itself what it predicts; leave --prediction out"):
-        import_model(str(single_file), tmp_path / "out", prediction="epsilon")
+        import_model(str(sd1.single_file), tmp_path / "out", prediction="epsilon")
 
 
 @pytest.mark.parametrize(
@@ -232,54 +240,54 @@ def test_a_file_without_a_part_is_told(tmp_path: Path) -> None:
         import_model(str(path), tmp_path / "out")
 
 
-def test_a_missing_weight_is_named(foreign: dict[str, Tensor], tmp_path: Path) -> None:
+def test_a_missing_weight_is_named(foreign1: dict[str, Tensor], tmp_path: Path) -> None:
     name = "first_stage_model.decoder.mid.attn_1.k.bias"
     with pytest.raises(ValueError, match=r"`first_stage_model\.decoder\.mid\.attn_1\.k\.bias` is missing \(1 such\)"):
-        import_model(broken(foreign, tmp_path, remove=name), tmp_path / "out", prediction="epsilon")
+        import_model(broken(foreign1, tmp_path, remove=name), tmp_path / "out", prediction="epsilon")
     assert not list(tmp_path.glob("out*"))
 
 
 @pytest.mark.parametrize("name", ["middle_block.1.proj_in.weight", "out.2.weight", "input_blocks.1.0.out_layers.3.weight"])
-def test_a_missing_weight_that_says_a_width_is_named(foreign: dict[str, Tensor], tmp_path: Path, name: str) -> None:
+def test_a_missing_weight_that_says_a_width_is_named(foreign1: dict[str, Tensor], tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=rf"`model\.diffusion_model\.{name}` is missing: it is not a whole Stable Diffusion"):
-        import_model(broken(foreign, tmp_path, remove=UNET + name), tmp_path / "out", prediction="epsilon")
+        import_model(broken(foreign1, tmp_path, remove=UNET + name), tmp_path / "out", prediction="epsilon")
 
 
 @pytest.mark.parametrize("name", ["my_adapter.weight", UNET + "input_blocks.1.0.adapter.weight"])
-def test_a_weight_that_nobody_knows_is_named(foreign: dict[str, Tensor], tmp_path: Path, name: str) -> None:
+def test_a_weight_that_nobody_knows_is_named(foreign1: dict[str, Tensor], tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=rf"`{name}` is no weight of (Stable Diffusion 1\.x or 2\.x|this architecture) \(1 such\)"):
-        import_model(broken(foreign, tmp_path, **{name: torch.zeros(1)}), tmp_path / "out", prediction="epsilon")
+        import_model(broken(foreign1, tmp_path, **{name: torch.zeros(1)}), tmp_path / "out", prediction="epsilon")
 
 
-def test_a_weight_of_another_shape_is_named(foreign: dict[str, Tensor], tmp_path: Path) -> None:
+def test_a_weight_of_another_shape_is_named(foreign1: dict[str, Tensor], tmp_path: Path) -> None:
     name = UNET + "time_embed.0.bias"
     with pytest.raises(ValueError, match=r"`time_embedding\.linear_1\.bias` has shape \(3,\) instead of"):
-        import_model(broken(foreign, tmp_path, **{name: torch.zeros(3)}), tmp_path / "out", prediction="epsilon")
+        import_model(broken(foreign1, tmp_path, **{name: torch.zeros(3)}), tmp_path / "out", prediction="epsilon")
 
 
-def test_deeper_transformers_are_another_architecture(foreign: dict[str, Tensor], tmp_path: Path) -> None:
+def test_deeper_transformers_are_another_architecture(foreign1: dict[str, Tensor], tmp_path: Path) -> None:
     name = UNET + "middle_block.1.transformer_blocks.1.norm1.weight"
     with pytest.raises(ValueError, match=r"its transformers are deeper than one block, as in Stable Diffusion XL"):
-        import_model(broken(foreign, tmp_path, **{name: torch.zeros(3)}), tmp_path / "out", prediction="epsilon")
+        import_model(broken(foreign1, tmp_path, **{name: torch.zeros(3)}), tmp_path / "out", prediction="epsilon")
 
 
-def test_a_text_width_without_whole_heads_is_told(foreign: dict[str, Tensor], tmp_path: Path) -> None:
-    changes = {key: torch.zeros(77, 40) for key in foreign if key.endswith(("positional_embedding", "position_embedding.weight"))}
+def test_a_text_width_without_whole_heads_is_told(foreign1: dict[str, Tensor], tmp_path: Path) -> None:
+    changes = {key: torch.zeros(77, 40) for key in foreign1 if key.endswith(("positional_embedding", "position_embedding.weight"))}
     with pytest.raises(ValueError, match=r"a width of 40 is no multiple of 64, the channels of an attention head in such files"):
-        import_model(broken(foreign, tmp_path, **changes), tmp_path / "out", prediction="epsilon")
+        import_model(broken(foreign1, tmp_path, **changes), tmp_path / "out", prediction="epsilon")
 
 
-def test_betas_of_another_schedule_are_refused(foreign: dict[str, Tensor], tmp_path: Path) -> None:
+def test_betas_of_another_schedule_are_refused(foreign1: dict[str, Tensor], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"its `betas` are not those of Stable Diffusion"):
-        import_model(broken(foreign, tmp_path, betas=torch.linspace(1e-4, 0.02, 1000)), tmp_path / "out", prediction="epsilon")
+        import_model(broken(foreign1, tmp_path, betas=torch.linspace(1e-4, 0.02, 1000)), tmp_path / "out", prediction="epsilon")
 
 
-def test_an_out_of_another_kind_or_that_is_there_is_refused(imported: Imported, tmp_path: Path) -> None:
+def test_an_out_of_another_kind_or_that_is_there_is_refused(sd1: Imported, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"out\.ckpt should end in \.safetensors: a single file is written"):
-        export_model(imported.folder, tmp_path / "out.ckpt", "single-file")
+        export_model(sd1.folder, tmp_path / "out.ckpt", "single-file")
     (tmp_path / "out.md").write_text("dear")
     with pytest.raises(ValueError, match=r"out\.md is there already; nothing is overwritten"):
-        export_model(imported.folder, tmp_path / "out.safetensors", "single-file")
+        export_model(sd1.folder, tmp_path / "out.safetensors", "single-file")
     assert [path.name for path in tmp_path.iterdir()] == ["out.md"]
 
 

@@ -1,0 +1,95 @@
+"""What a card says of ComfyUI and its like: nothing for a true Stable Diffusion, a sentence for each difference."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from darkroom.diffusion.schedule import Schedule
+from darkroom.interchange.model_card import Card
+from darkroom.interchange.scheduler import STABLE_DIFFUSION, read_scheduler
+from darkroom.interchange.single_file_tools import obstacles
+from darkroom.models.autoencoder import AutoencoderConfig
+from darkroom.models.text_keys import model_cfg
+from darkroom.models.unet import UNetConfig
+from darkroom.sampling import DiffusionConfig
+
+VAE = AutoencoderConfig(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512)
+UNET1 = UNetConfig(cross_attention_dim=768, sample_size=64)
+UNET2 = UNetConfig(cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True, sample_size=96)
+
+
+def text(family: str, layers: int, layer: str, pad_token: str, **changes: Any) -> dict[str, Any]:
+    width, heads = (768, 12) if family == "1.x" else (1024, 16)
+    values: dict[str, Any] = {"width": width, "heads": heads, "layers": layers, "context_length": 77, "mlp_ratio": 4.0}
+    config = model_cfg(**values | changes, quick_gelu=family == "1.x")
+    return {"model_cfg": config, "conditioning": {"layer": layer, "pad_token": pad_token}}
+
+
+def diffusion(prediction: str = "epsilon") -> DiffusionConfig:
+    return read_scheduler(STABLE_DIFFUSION | {"prediction_type": prediction}, "")
+
+
+TEXT1 = text("1.x", 12, "last", "end")
+
+
+@pytest.mark.parametrize(
+    ("unet", "tower", "prediction"),
+    [
+        (UNET1, TEXT1, "epsilon"),
+        (UNET2, text("2.x", 24, "penultimate", "zero"), "v_prediction"),
+        (UNET2, text("2.x", 23, "last", "zero"), "epsilon"),
+    ],
+    ids=["1.5", "2.1", "2.1-base from a diffusers folder"],
+)
+def test_stable_diffusion_has_no_obstacle(unet: UNetConfig, tower: dict[str, Any], prediction: str) -> None:
+    assert obstacles(diffusion(prediction), unet, VAE, tower) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"unet": dataclasses.replace(UNET1, layers_per_block=1)},
+            "The U-Net has `layers_per_block` 1 where that of Stable Diffusion 1.x has 2.",
+        ),
+        ({"unet": dataclasses.replace(UNET1, attention_head_dim=4)}, "The U-Net has `attention_head_dim` (4, 4, 4, 4) where that"),
+        ({"unet": dataclasses.replace(UNET1, flip_sin_to_cos=False)}, "The U-Net has `flip_sin_to_cos` False where that"),
+        ({"vae": dataclasses.replace(VAE, latent_channels=16)}, "The autoencoder has `latent_channels` 16 where Stable Diffusion's has 4."),
+        ({"tower": text("1.x", 12, "last", "end", width=512)}, "The text tower has width 512 where that of Stable Diffusion 1.x has 768."),
+        ({"tower": text("1.x", 11, "last", "end")}, "The U-Net reads the last of 11 text layers; tools read the last of 12."),
+        ({"tower": text("1.x", 12, "last", "zero")}, "Short prompts are padded with `zero`; tools pad with `end` for a file of this kind."),
+        (
+            {"diffusion": diffusion("v_prediction")},
+            "The U-Net predicts `v_prediction`, which tools do not expect of a file of the 1.x kind",
+        ),
+        ({"diffusion": diffusion("sample")}, "The U-Net predicts `sample`, which tools do not expect"),
+    ],
+)
+def test_each_difference_is_one_sentence(changes: dict[str, Any], sentence: str) -> None:
+    parts: dict[str, Any] = {"diffusion": diffusion(), "unet": UNET1, "vae": VAE, "tower": TEXT1} | changes
+    found = obstacles(parts["diffusion"], parts["unet"], parts["vae"], parts["tower"])
+    assert len(found) == 1
+    assert found[0].startswith(sentence)
+
+
+@pytest.mark.parametrize(("kind", "zero_terminal_snr"), [("cosine", False), ("scaled_linear", True), ("linear", False)])
+def test_another_schedule_is_an_obstacle(kind: str, zero_terminal_snr: bool) -> None:
+    schedule = Schedule.make(kind, 1000, 0.00085, 0.012, zero_terminal_snr=zero_terminal_snr)
+    (found,) = obstacles(dataclasses.replace(diffusion(), schedule=schedule), UNET1, VAE, TEXT1)
+    assert found.startswith(f"The noise schedule is `{kind}` (1000 steps, beta 0.00085 to 0.012")
+    assert ("zero terminal SNR" in found) == zero_terminal_snr
+
+
+def test_quadratic_is_stable_diffusions_schedule_under_another_name() -> None:
+    schedule = Schedule.make("quadratic", 1000, 0.00085, 0.012)
+    assert not obstacles(dataclasses.replace(diffusion(), schedule=schedule), UNET1, VAE, TEXT1)
+
+
+def test_the_card_lists_the_differences_or_says_that_there_are_none() -> None:
+    card = Card("1.2.3", 512, diffusion(), "end")
+    assert "they draw what darkroom draws" in card.of_single_file([])
+    listed = card.of_single_file(["One.", "Two."])
+    assert "## What such programs cannot know" in listed
+    assert listed.endswith("- One.\n- Two.\n")
+    assert "exported by darkroom 1.2.3" in listed
