@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from darkroom.cli.draw import add_sample
+from darkroom.cli.draw import add_edit, add_interpolate, add_sample
 from darkroom.cli.photos import add_demo_data, add_doctor
 from darkroom.cli.registry import add_promote, add_rollback
 from darkroom.cli.transfer import add_export, add_import
@@ -29,6 +29,6 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="`darkroom COMMAND --help` explains a command and gives examples.",
     )
     commands = parser.add_subparsers(title="commands", dest="name", metavar="COMMAND", required=True)
-    for add in (add_demo_data, add_doctor, add_sample, add_import, add_export, add_promote, add_rollback):
+    for add in (add_demo_data, add_doctor, add_sample, add_edit, add_interpolate, add_import, add_export, add_promote, add_rollback):
         add(commands)
     return parser

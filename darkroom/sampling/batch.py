@@ -21,6 +21,7 @@ class Batch:
     noise_at: NoiseAt  # for samplers that ask for more
     known: Tensor | None = None  # (B, C, h, w), latents of the picture to begin with
     mask: Tensor | None = None  # (B, 1, h, w), 1 = drawn anew
+    kept: Tensor | None = None  # (B, 3, H, W), what is to be seen where nothing is drawn anew
 
 
 def draw(denoise: Denoise, batch: Batch, settings: Settings, ticks: Iterator[object]) -> Tensor:

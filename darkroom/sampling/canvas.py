@@ -76,6 +76,19 @@ class Canvas:
         return F.max_pool2d(torch.tensor(self.mask[rows]).float()[:, None], self.height // self.latent_shape[1])
 
 
+def pixel_mask(latent_mask: Tensor, stride: int) -> Tensor:
+    """(B, 1, h, w) -> (B, 1, H, W): 1 on the pixels of latent pixels that are drawn anew, falling to 0 within `stride` px beyond them.
+
+    A decoder looks far around itself (its norms at the whole picture), so that pixels change where their latents do not: what stays
+    is put over what was drawn, with a soft edge.
+    """
+    reach = max(1, stride // 2)
+    width = 2 * reach + 1
+    hard = F.interpolate(latent_mask, scale_factor=stride, mode="nearest")
+    wider = F.max_pool2d(hard, width, stride=1, padding=reach)
+    return F.avg_pool2d(wider, width, stride=1, padding=reach, count_include_pad=False)
+
+
 def resolve_strength(strength: float | None, image: np.ndarray | None, mask: np.ndarray | None) -> float:
     """
     Raises:

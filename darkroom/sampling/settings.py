@@ -1,6 +1,6 @@
 """How pictures are drawn: what was asked for, the model's defaults for the rest, all of it checked before any network runs."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import Self, TypedDict
 
@@ -79,3 +79,15 @@ class Settings:
 
     def batches(self, num: int) -> Sequence[slice]:
         return [slice(start, start + self.batch_size) for start in range(0, num, self.batch_size)]
+
+
+def check_one_each(prompts: list[str], **lists: Sized | None) -> None:
+    """
+    Raises:
+        ValueError: `seeds`, `noise` or another list that is not as long as that of the prompts, or neither seeds nor noise.
+    """
+    for name, items in lists.items():
+        if items is not None and len(items) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts but {len(items)} {name}: give one a prompt.")
+    if lists["seeds"] is None and lists["noise"] is None:
+        raise ValueError("Pictures are drawn from noise: give seeds, one a prompt, or noise.")

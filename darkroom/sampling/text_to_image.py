@@ -1,7 +1,7 @@
 """A VAE, a U-Net and a text tower that draw together: from prompts, from pictures, from one seed to the next."""
 
 import logging
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence
 from itertools import repeat
 from pathlib import Path
 from typing import Unpack
@@ -22,12 +22,12 @@ from darkroom.pixels import to_float, to_uint8
 from darkroom.progress import progress
 from darkroom.provenance import INDEX, check_lineage, read_index
 from darkroom.sampling.batch import Batch, draw
-from darkroom.sampling.canvas import Canvas, Given, resolve_strength
+from darkroom.sampling.canvas import Canvas, Given, pixel_mask, resolve_strength
 from darkroom.sampling.diffusion_config import DiffusionConfig
 from darkroom.sampling.guided import guided_denoiser
 from darkroom.sampling.noise import SeededNoise, no_noise
 from darkroom.sampling.path import along, check_stops
-from darkroom.sampling.settings import Options, Settings
+from darkroom.sampling.settings import Options, Settings, check_one_each
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,12 @@ class TextToImage:
     def device(self) -> torch.device:
         return next(self.unet.parameters()).device
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the training pictures, px: what is drawn if nothing else is asked for."""
+        stride = self.vae.config.stride
+        return self.latent_shape[1] * stride, self.latent_shape[2] * stride
+
     @torch.no_grad()
     def sample(
         self,
@@ -102,7 +108,7 @@ class TextToImage:
         guidance_scale: float | None = None,  # 1 = off
         guidance_rescale: float = 0.0,  # 0 to 1, against overexposed pictures
         guidance_interval: tuple[float, float] | None = None,  # from and to which timestep; all others see the prompt alone
-        clip_guidance_scale: float = 0.0,  # how much the run's own CLIP leads towards its prompt; hundreds are needed
+        clip_guidance_scale: float = 0.0,  # how much the run's own CLIP leads towards its prompt; 10 shows, 100 may be too much
         negative_prompts: Sequence[str] | None = None,  # what guidance leads away from; default the empty prompt
         batch_size: int = 32,
         show_progress: bool = False,
@@ -118,7 +124,7 @@ class TextToImage:
         """
         prompts = list(prompts)
         negatives = [""] * len(prompts) if negative_prompts is None else list(negative_prompts)
-        _check_one_each(prompts, seeds=seeds, noise=noise, negative_prompts=negatives)
+        check_one_each(prompts, seeds=seeds, noise=noise, negative_prompts=negatives)
         settings = Settings.resolve(
             self.config,
             steps=steps,
@@ -245,22 +251,24 @@ class TextToImage:
         if noise is not None:
             begin = noise[rows].to(self.device)
         assert begin is not None, "seeds or noise: it is checked"
-        mask = canvas.latent_mask(rows)
+        known, mask = self._known(canvas, rows), canvas.latent_mask(rows)
         return Batch(
             context=self.clip.encode_tokens(tokens),
             negative_context=self._encode(negatives[rows]),
             tokens=tokens,
             noise=begin,
             noise_at=noise_at,
-            known=self._known(canvas, rows),
+            known=known,
             mask=None if mask is None else mask.to(self.device),
+            kept=None if mask is None or known is None else self.vae.decode(self.vae.denormalise(known)),
         )
 
     def _known(self, canvas: Canvas, rows: slice) -> Tensor | None:
         """What is on the canvas, as normalised latents (B, C, h, w): the means of the VAE's posteriors."""
         if canvas.images is None:
             return None
-        return self.vae.normalise(self.vae.encode(to_float(np.array(canvas.images[rows])).to(self.device))[0])
+        images = to_float(np.array(canvas.images[rows])).to(self.device)
+        return self.vae.normalise(self.vae.encode(images)[0])
 
     # ---- from tensors to pictures
 
@@ -273,14 +281,9 @@ class TextToImage:
         pictures = [np.empty((0, canvas.height, canvas.width, 3), np.uint8)]
         for batch in batches:
             latents = draw(self._denoiser(batch, settings), batch, settings, ticks)
-            pictures.append(to_uint8(self.vae.decode(self.vae.denormalise(latents.float()))))
+            drawn = self.vae.decode(self.vae.denormalise(latents.float()))
+            if batch.mask is not None and batch.kept is not None:
+                drawn = torch.lerp(batch.kept, drawn, pixel_mask(batch.mask, self.vae.config.stride))
+            pictures.append(to_uint8(drawn))
         next(ticks, None)
         return np.concatenate(pictures)
-
-
-def _check_one_each(prompts: list[str], **lists: Sized | None) -> None:
-    for name, items in lists.items():
-        if items is not None and len(items) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts but {len(items)} {name}: give one a prompt.")
-    if lists["seeds"] is None and lists["noise"] is None:
-        raise ValueError("Pictures are drawn from noise: give seeds, one a prompt, or noise.")
