@@ -2,57 +2,17 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from darkroom.cli import main
-from darkroom.sampling import TextToImage
 from darkroom.tracking import registry
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ["demo-data", "doctor", "sample", "promote", "rollback"]
-SIDE = 8
-
-
-class FakeModel:
-    """Draws every picture in the colour (length of the prompt, seed, length of the negative prompt)."""
-
-    loaded: list[str]
-    settings: list[dict[str, Any]]
-
-    def __init__(self) -> None:
-        self.loaded, self.settings = [], []
-
-    def load(self, source: str) -> "FakeModel":
-        self.loaded.append(source)
-        return self
-
-    def sample(
-        self, prompts: Sequence[str], *, seeds: Sequence[int], negative_prompts: Sequence[str] | None, **settings: object
-    ) -> np.ndarray:
-        self.settings.append(settings)
-        negatives = negative_prompts or [""] * len(prompts)
-        colours = [(len(prompt), seed, len(negative)) for prompt, seed, negative in zip(prompts, seeds, negatives, strict=True)]
-        return np.stack([np.full((SIDE, SIDE, 3), colour, np.uint8) for colour in colours])
-
-
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
-    fake = FakeModel()
-    monkeypatch.setattr(TextToImage, "load", fake.load)
-    return fake
-
-
-def colours(path: Path) -> list[tuple[int, ...]]:
-    """Those of the picture file that the fake has drawn, row by row, without the lines of a grid."""
-    pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
-    found = dict.fromkeys(tuple(int(value) for value in pixel) for pixel in pixels)
-    return [colour for colour in found if colour[0] < 200]
+COMMANDS = ["demo-data", "doctor", "sample", "edit", "interpolate", "import", "export", "promote", "rollback"]
 
 
 def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -112,79 +72,6 @@ def test_an_error_of_the_user_is_one_paragraph_without_a_traceback(tmp_path: Pat
     assert "mine.jpg" in ended.stderr
     assert ended.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["mine.jpg"]
-
-
-def test_sample_draws_one_picture(tmp_path: Path, model: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "new" / "cat.png"
-    main(["sample", "--model", "models:/cats@champion", "--prompt", "a cat", "--seed", "7", "--out", str(out)])
-    assert model.loaded == ["models:/cats@champion"]
-    assert Image.open(out).size == (SIDE, SIDE)
-    assert colours(out) == [(5, 7, 0)]
-    assert f"{out}: 1 picture(s) of 8 x 8 px." in capsys.readouterr().out
-    assert model.settings == [{"steps": None, "sampler": None, "guidance_scale": None, "show_progress": True}]
-
-
-def test_sample_draws_a_row_a_prompt_and_a_column_a_seed(tmp_path: Path, model: FakeModel) -> None:
-    out = tmp_path / "cats.png"
-    main(["sample", "--prompt", "a", "--prompt", "bb", "--seed", "1", "--seed", "2", "--seed", "3", "--out", str(out)])
-    assert colours(out) == [(1, 1, 0), (1, 2, 0), (1, 3, 0), (2, 1, 0), (2, 2, 0), (2, 3, 0)]
-    width, height = Image.open(out).size
-    assert (width >= 3 * SIDE, height >= 2 * SIDE, width > height) == (True, True, True)
-    assert model.loaded == ["data"]
-
-
-def test_sample_hands_its_options_to_the_model(tmp_path: Path, model: FakeModel) -> None:
-    options = ["--steps", "9", "--sampler", "heun", "--guidance-scale", "2.5", "--negative-prompt", "dog"]
-    main(["sample", "--prompt", "a", "--prompt", "b", "--out", str(tmp_path / "a.png"), *options])
-    assert model.settings == [{"steps": 9, "sampler": "heun", "guidance_scale": 2.5, "show_progress": True}]
-    assert colours(tmp_path / "a.png") == [(1, 0, 3)]
-
-
-@pytest.mark.parametrize(("suffix", "kind"), [(".png", "PNG"), (".jpg", "JPEG"), (".JPEG", "JPEG"), (".webp", "WEBP")])
-def test_sample_writes_what_the_name_says(tmp_path: Path, model: FakeModel, suffix: str, kind: str) -> None:
-    main(["sample", "--prompt", "a", "--out", str(tmp_path / f"a{suffix}")])
-    assert Image.open(tmp_path / f"a{suffix}").format == kind
-    assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"]
-
-
-def test_sample_replaces_a_file_only_when_told_to(tmp_path: Path, model: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "cat.png"
-    out.write_bytes(b"precious")
-    assert "is already there. Name another file, or give --force" in fails(capsys, "sample", "--prompt", "a", "--out", str(out))
-    assert out.read_bytes() == b"precious"
-    assert not model.loaded
-    main(["sample", "--prompt", "a", "--out", str(out), "--force"])
-    assert Image.open(out).format == "PNG"
-
-
-def test_sample_refuses_a_file_that_is_no_picture_before_it_loads_the_model(
-    tmp_path: Path, model: FakeModel, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "folder.png").mkdir()
-    assert "cat.gif should end in one of .jpeg, .jpg, .png, .webp." in fails(capsys, "sample", "--prompt", "a", "--out", "cat.gif")
-    assert "is a folder; name a file" in fails(capsys, "sample", "--prompt", "a", "--out", str(tmp_path / "folder.png"), "--force")
-    assert not model.loaded
-
-
-def test_sample_needs_a_prompt_and_a_file(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--prompt" in fails(capsys, "sample", "--out", "a.png")
-    assert "--out" in fails(capsys, "sample", "--prompt", "a")
-
-
-def test_sample_says_what_a_model_is_when_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    message = fails(capsys, "sample", "--model", str(tmp_path), "--prompt", "a", "--out", str(tmp_path / "a.png"))
-    assert message.startswith("darkroom sample: ")
-    assert "clip/, vae/ and unet/" in message
-    assert not (tmp_path / "a.png").exists()
-
-
-def test_the_help_of_sample_names_the_samplers(capsys: pytest.CaptureFixture[str]) -> None:
-    from darkroom.diffusion.samplers import SAMPLERS
-
-    with pytest.raises(SystemExit, match="0"):
-        main(["sample", "--help"])
-    text = capsys.readouterr().out
-    assert all(name in text for name in SAMPLERS)
 
 
 def photos(folder: Path) -> Path:
