@@ -1,11 +1,12 @@
 """Draws the figures of theory.md with the library's own functions: `python docs/draw_figures.py` fills docs/pictures.
 
-The data are toys whose exact denoiser is known (a mixture of normal distributions), so no network is trained and nothing is random
-but the noise of one figure, which comes from a fixed seed.
+The data are toys whose exact denoiser is known (a mixture of normal distributions), so no network is trained. Where noise is drawn,
+it comes from a fixed seed.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -27,18 +28,18 @@ from darkroom.diffusion.guidance import classifier_free
 from darkroom.diffusion.samplers import SAMPLERS, Sampler, ddpm, euler, heun
 from darkroom.diffusion.schedule import Schedule
 
-PICTURES = Path(__file__).parent / "pictures"
 PAPER, INK, FAINT = "#fbfaf6", "#2b2d33", "#8d9099"  # opaque paper: the figures read alike on white and on black pages
 COLOURS = ("#00688b", "#d1495b", "#e09f1f", "#5b8c5a", "#7b5ea7", "#8a5a44")
 DENSITY = LinearSegmentedColormap.from_list("density", [PAPER, "#cfdfe6", "#7fb0c2", "#00688b", "#0b3c5d"])
+PALE = LinearSegmentedColormap.from_list("pale", [PAPER, "#c3d8e0"])
 WHEEL = LinearSegmentedColormap.from_list("wheel", [*COLOURS[:5], COLOURS[0]])  # a circle of colours
 PLACES = LinearSegmentedColormap.from_list("places", [COLOURS[0], COLOURS[2], COLOURS[1]])  # of a beginning, from low to high
 STYLE: Any = {
-    "axes.edgecolor": FAINT, "axes.facecolor": PAPER, "axes.labelcolor": INK, "axes.linewidth": 0.8, "axes.titlesize": 10,
-    "axes.spines.right": False, "axes.spines.top": False, "axes.prop_cycle": cycler(color=COLOURS),
-    "figure.facecolor": PAPER, "font.family": "DejaVu Sans", "font.size": 9.5, "grid.color": "#e4e2da", "legend.frameon": False,
-    "lines.linewidth": 1.8, "mathtext.fontset": "cm", "text.color": INK, "xtick.color": FAINT, "xtick.labelcolor": INK,
-    "ytick.color": FAINT, "ytick.labelcolor": INK,
+    "axes.axisbelow": True, "axes.edgecolor": FAINT, "axes.facecolor": PAPER, "axes.grid": True, "axes.labelcolor": INK,
+    "axes.linewidth": 0.8, "axes.titlesize": 10, "axes.spines.right": False, "axes.spines.top": False,
+    "axes.prop_cycle": cycler(color=COLOURS), "figure.facecolor": PAPER, "font.family": "DejaVu Sans", "font.size": 9.5,
+    "grid.color": "#e4e2da", "legend.frameon": False, "lines.linewidth": 1.8, "mathtext.fontset": "cm", "text.color": INK,
+    "xtick.color": FAINT, "xtick.labelcolor": INK, "ytick.color": FAINT, "ytick.labelcolor": INK,
 }  # fmt: skip
 
 COSINE = Schedule.make("cosine", 1000, 1e-4, 0.02)
@@ -46,12 +47,12 @@ RING_RADIUS, RING_SPREAD = math.sqrt(2), 0.09  # variance 1 in each direction, a
 BUMPS, BUMP_SPREAD = ((-1.35,), (0.1,), (1.2,), (1.2,)), 0.12  # of the toy on a line; a place twice has twice the weight
 
 
+@dataclass(frozen=True, eq=False)
 class Mixture:
-    """Equal normal distributions of one spread around given centres: density, score and denoiser at any noise level."""
+    """Equal normal distributions of one spread around given centres: density and denoiser at any noise level."""
 
-    def __init__(self, centres: Tensor, spread: float) -> None:
-        self.centres = centres  # (K, D)
-        self.spread = spread
+    centres: Tensor  # (K, D)
+    spread: float
 
     def log_density(self, x: Tensor, sigma: Tensor) -> Tensor:
         """log p_sigma(x) of x (..., D) = x_0 + sigma noise."""
@@ -78,16 +79,11 @@ def ring() -> Mixture:
 
 
 def draw_schedules(figure: Figure) -> None:
-    schedules = {
-        "linear": Schedule.make("linear", 1000, 1e-4, 0.02),
-        "sigmoid": Schedule.make("sigmoid", 1000, 1e-4, 0.02),
-        "cosine": COSINE,
-        "flow": Schedule.make("flow", 1000, 1e-4, 0.02),
-        "quadratic (Stable Diffusion)": Schedule.make("quadratic", 1000, 0.00085, 0.012),
-    }
+    schedules = {kind: Schedule.make(kind, 1000, 1e-4, 0.02) for kind in ("linear", "sigmoid", "cosine", "flow")}
+    schedules["quadratic (Stable Diffusion)"] = Schedule.make("quadratic", 1000, 0.00085, 0.012)
     left, right = figure.subplots(1, 2)
+    time = torch.arange(1, 1001) / 1000
     for name, schedule in schedules.items():
-        time = torch.arange(1, schedule.num_train_timesteps + 1) / schedule.num_train_timesteps
         left.plot(time, schedule.alphas_cumprod, label=name)
         right.plot(time, schedule.sigmas.log10() * -20)
     zero = Schedule.make("quadratic", 1000, 0.00085, 0.012, zero_terminal_snr=True)
@@ -96,9 +92,6 @@ def draw_schedules(figure: Figure) -> None:
     left.set(title=r"what is left of the picture,  $\bar\alpha_t$", xlabel=r"$t\,/\,T$", xlim=(0, 1), ylim=(0, 1.02))
     right.set(title="signal-to-noise ratio in decibels", xlabel=r"$t\,/\,T$", xlim=(0, 1), ylim=(-65, 65))
     left.legend(fontsize=8, loc="upper right", bbox_to_anchor=(1.02, 1.02))
-    for axes in (left, right):
-        axes.grid(True)
-        axes.set_axisbelow(True)
 
 
 def draw_ring(figure: Figure) -> None:
@@ -110,9 +103,7 @@ def draw_ring(figure: Figure) -> None:
         points = square(10, 2.6).reshape(-1, 2)
         arrows = score(toy.denoise, points * scale, sigma) * scale
         arrows = arrows / (1.5 + arrows.norm(dim=1, keepdim=True))  # long arrows are shortened most
-        axes.quiver(
-            *points.T.numpy(), *arrows.T.numpy(), color=COLOURS[1], scale=11, width=0.008, headwidth=4, headlength=4, headaxislength=3.5
-        )
+        axes.quiver(*points.T.numpy(), *arrows.T.numpy(), color=COLOURS[1], scale=11, width=0.008, headwidth=4, headlength=4)
         axes.set_title(rf"$t = {t + 1}$,  $\bar\alpha_t = {COSINE.alphas_cumprod[t]:.2f}$", fontsize=9)
         bare(axes)
 
@@ -130,8 +121,8 @@ def draw_prior_to_ring(figure: Figure) -> None:
     for axes, index in zip(figure.subplots(1, len(columns)), columns, strict=True):
         points = states[index] / (1 + sigmas[index] ** 2).sqrt()
         axes.scatter(*points.T, c=colours, s=3.5, linewidths=0, clip_on=False)
-        axes.set(xlim=(-3.3, 3.3), ylim=(-3.3, 3.3), aspect="equal")
-        axes.set_title(rf"$\sigma = {sigmas[index]:.2g}$" if index else "the prior", fontsize=9)
+        name = rf"$\sigma = {sigmas[index]:.2g}$" if index else "the prior"
+        axes.set(xlim=(-3.3, 3.3), ylim=(-3.3, 3.3), aspect="equal", title=name)
         bare(axes)
 
 
@@ -161,12 +152,12 @@ def draw_paths(figure: Figure) -> None:
 
 def density_over_time(axes: Axes, toy: Mixture) -> None:
     """q(x_t) as a picture: time to the right from T to 0, each column scaled to its own maximum."""
+    axes.grid(False)
     sigmas = torch.cat([COSINE.sigmas.flip(0)[::4], torch.full((1,), 1e-3)]).double()
     scale = (1 + sigmas**2).sqrt()
     x = torch.linspace(-2.7, 2.7, 240, dtype=torch.float64)
     logs = torch.stack([toy.log_density((x * s)[:, None], sigma) for s, sigma in zip(scale, sigmas, strict=True)], dim=1)
-    pale = LinearSegmentedColormap.from_list("pale", [PAPER, "#c3d8e0"])
-    axes.imshow((logs - logs.amax(0)).exp().numpy(), extent=(1, 0, -2.7, 2.7), origin="lower", aspect="auto", cmap=pale)
+    axes.imshow((logs - logs.amax(0)).exp().numpy(), extent=(1, 0, -2.7, 2.7), origin="lower", aspect="auto", cmap=PALE)
 
 
 def draw_bound(figure: Figure) -> None:
@@ -177,10 +168,7 @@ def draw_bound(figure: Figure) -> None:
     x0 = (toy.centres + BUMP_SPREAD * offsets).reshape(-1, 1, 1).expand(-1, 81, 1).reshape(-1, 1)
     noise = noises.expand(len(BUMPS) * 17, 81).reshape(-1, 1)
     weights = (shares.repeat(len(BUMPS))[:, None] * densities / len(BUMPS)).flatten()
-    mean, variance = toy.centres.mean(), toy.centres.var(correction=0) + BUMP_SPREAD**2
-
-    def linear(x: Tensor, sigma: Tensor) -> Tensor:
-        return mean + (x - mean) * (variance / (variance + sigma.reshape(-1, 1) ** 2))
+    blurred = Mixture(toy.centres.mean(0, keepdim=True), math.sqrt(toy.centres.var(correction=0) + BUMP_SPREAD**2))
 
     def step_nats(denoise: Denoise, schedule: Schedule, t: int, kind: str = "beta_tilde") -> float:
         return float(weights @ chain_term(denoise, x0, noise, torch.full((len(x0),), t), schedule, kind))
@@ -189,7 +177,7 @@ def draw_bound(figure: Figure) -> None:
     fine = Schedule.make("cosine", 8000, 1e-4, 0.02)
     levels = fine.sigma_to_t(torch.linspace(math.log(0.012), math.log(40), 90).exp()).round().long()
     sigmas, widths = fine.sigmas[levels], (fine.sigmas[levels] / fine.sigmas[levels - 1]).log()
-    exact, blind = (torch.tensor([step_nats(d, fine, int(t)) for t in levels]) / widths for d in (toy.denoise, linear))
+    exact, blind = (torch.tensor([step_nats(d, fine, int(t)) for t in levels]) / widths for d in (toy.denoise, blurred.denoise))
     left.semilogx(sigmas, blind, color=COLOURS[1], label="knows mean and variance only")
     left.semilogx(sigmas, exact, color=COLOURS[0], label="exact denoiser")
     left.fill_between(sigmas, exact, color=DENSITY(0.25), linewidth=0)
@@ -203,12 +191,9 @@ def draw_bound(figure: Figure) -> None:
             ends = float(weights @ (prior_term(x0, schedule) + decoder_term(toy.denoise, x0, noise, schedule)))
             gaps.append(ends + sum(step_nats(toy.denoise, schedule, t, kind) for t in range(1, schedule.num_train_timesteps)) - truth)
         right.loglog(steps, gaps, marker="o", markersize=3.5, label=label)
-    right.set(title="nats above the exact value", xlabel="$T$", xticks=steps)
-    right.xaxis.set_major_formatter("{x:.0f}")
-    right.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    right.set(title="nats above the exact value", xlabel="$T$")
+    name_steps(right, steps)
     for axes in (left, right):
-        axes.grid(True)
-        axes.set_axisbelow(True)
         axes.legend(fontsize=8.5)
 
 
@@ -235,10 +220,8 @@ def draw_order(figure: Figure) -> None:
     for order, level in ((1, 5.0), (2, 40.0), (3, 320.0)):
         axes.loglog(steps, [level / count**order for count in steps], color=FAINT, linewidth=0.9, linestyle=":", zorder=0)
         axes.annotate(f"order {order}", (steps[-1], level / steps[-1] ** order), xytext=(5, -3), textcoords="offset points", color=FAINT)
-    axes.set(xlabel="steps", ylabel="relative error at the end", xticks=[8, 16, 32, 64, 128, 256])
-    axes.xaxis.set_major_formatter("{x:.0f}")
-    axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-    axes.grid(True)
+    axes.set(xlabel="steps", ylabel="relative error at the end")
+    name_steps(axes, steps[::2])
     axes.legend()
 
 
@@ -259,22 +242,22 @@ def draw_guidance(figure: Figure) -> None:
     for axes, scale in zip(figure.subplots(1, 4), (0.0, 1.0, 2.0, 6.0), strict=True):
         guided = classifier_free(net, torch.ones(700, 1, 1), torch.zeros(1, 1), scale)
         ends = walk(heun, make_denoiser(guided, COSINE, "epsilon"), noise * sigmas[0], sigmas)[-1]
-        axes.imshow(
-            whole.log_density(square(160), torch.zeros(())).exp().numpy(), extent=(-3, 3, -3, 3), origin="lower", cmap=DENSITY, alpha=0.25
-        )
+        density = whole.log_density(square(160), torch.zeros(())).exp().numpy()
+        axes.imshow(density, extent=(-3, 3, -3, 3), origin="lower", cmap=DENSITY, alpha=0.25)
         axes.scatter(*ends.T, s=3, color=COLOURS[1], linewidths=0)
-        axes.set(xlim=(-2, 2), ylim=(-2, 2))
-        axes.set_title(f"$w = {scale:g}$")
+        axes.set(xlim=(-2, 2), ylim=(-2, 2), title=f"$w = {scale:g}$")
         bare(axes)
+
+
+def name_steps(axes: Axes, steps: list[int]) -> None:
+    axes.set_xticks(steps, [str(count) for count in steps])
+    axes.set_xticks([], minor=True)
 
 
 def walk(sampler: Sampler, denoise: Denoise, x: Tensor, sigmas: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """All states of a sampler, the first one too: (steps + 1, *x.shape)."""
-
-    def noise_at(_: int) -> Tensor:
-        return torch.randn(x.shape, generator=generator, dtype=x.dtype)
-
-    return torch.stack([x, *(step.x for step in sampler(denoise, x, sigmas, noise_at=noise_at))])
+    walked = sampler(denoise, x, sigmas, noise_at=lambda _: torch.randn(x.shape, generator=generator, dtype=x.dtype))
+    return torch.stack([x, *(step.x for step in walked)])
 
 
 def square(points: int, reach: float = 3.0) -> Tensor:
@@ -314,4 +297,4 @@ def save(name: str, folder: Path, dpi: int = 125) -> Path:
 
 if __name__ == "__main__":
     for figure_name in FIGURES:
-        save(figure_name, PICTURES)
+        save(figure_name, Path(__file__).parent / "pictures")
