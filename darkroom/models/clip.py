@@ -1,8 +1,10 @@
 """CLIP's two towers (Radford et al. 2021): the only door to open_clip."""
 
 import json
+import math
 import pickle
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -49,8 +51,7 @@ class ClipTowers(nn.Module):
         self.model_cfg = model_cfg
         self.preprocess_cfg = preprocess_cfg
         self.conditioning = conditioning or TextConditioning()
-        text_cfg = model_cfg["text_cfg"]
-        self.tokenizer = open_clip.SimpleTokenizer(context_length=model.context_length, **(text_cfg.get("tokenizer_kwargs") or {}))
+        self.tokenizer = _tokenizer(model.context_length, json.dumps(model_cfg["text_cfg"].get("tokenizer_kwargs") or {}))
         self.register_buffer("pixel_mean", torch.tensor(preprocess_cfg["mean"])[:, None, None], persistent=False)
         self.register_buffer("pixel_std", torch.tensor(preprocess_cfg["std"])[:, None, None], persistent=False)
 
@@ -105,10 +106,11 @@ class ClipTowers(nn.Module):
         Raises:
             ValueError: a weight is missing, left over or of another shape.
         """
-        with torch.random.fork_rng(devices=[]):  # open_clip draws initial weights
+        with torch.device("meta"):  # no initial weights that are overwritten
             model = open_clip.CLIP(**model_cfg | {"vision_cfg": SMALLEST_VISION})
         model.visual, model.logit_scale = None, None
         load_weights(model, weights, where=where)
+        model.attn_mask = torch.full((model.context_length, model.context_length), -math.inf).triu(1)  # no weight, so not loaded
         return cls(model, model_cfg, PLAIN_PIXELS, conditioning).eval()
 
     @classmethod
@@ -235,6 +237,12 @@ class ClipTowers(nn.Module):
                 "nor compare pictures with captions. Take a whole CLIP (train_clip.pretrained: ARCH::TAG), or metrics that need none "
                 "(evaluate.features.kind: torchvision)."
             )
+
+
+@cache
+def _tokenizer(context_length: int, settings: str) -> open_clip.SimpleTokenizer:
+    """One for all towers: it does not change, and reading its vocabulary takes a tenth of a second. `settings` is JSON."""
+    return open_clip.SimpleTokenizer(context_length=context_length, **json.loads(settings))
 
 
 def _read_model_cfg(folder: Path) -> dict[str, Any] | None:
