@@ -1,0 +1,404 @@
+"""What `TextToImage` promises, with a small random model: what a seed, a picture, a mask and a strength are."""
+
+import logging
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from darkroom.diffusion.grids import SPACINGS
+from darkroom.diffusion.samplers import SAMPLERS
+from darkroom.models.clip import ClipTowers
+from darkroom.pixels import to_float, to_uint8
+from darkroom.sampling import TextToImage
+from darkroom.sampling.noise import SeededNoise
+from tests.interchange.own_model import write_model
+
+STRIDE, SIDE = 2, 16  # px
+PROMPTS = ["a black cat", "a dog", "", "a black cat", "two cats"]
+SEEDS = [3, 17, 17, 1, 2]
+FAST: dict[str, Any] = {"steps": 4, "guidance_scale": 2.0}
+
+
+@pytest.fixture(scope="module")
+def artist(tmp_path_factory: pytest.TempPathFactory) -> TextToImage:
+    folder = tmp_path_factory.mktemp("model")
+    write_model(folder)
+    return TextToImage.load(folder, torch.device("cpu"))
+
+
+def photo(*shape: int) -> np.ndarray:
+    """Coarse enough for the latents of a model of stride 2."""
+    height, width = shape[-2:]
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape[:-2], -(-height // 4), -(-width // 4), 3), dtype=np.uint8)
+    return pixels.repeat(4, axis=-3).repeat(4, axis=-2)[..., :height, :width, :]
+
+
+def reconstruction(artist: TextToImage, images: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return to_uint8(artist.vae.reconstruct(to_float(images.reshape(-1, *images.shape[-3:]))))
+
+
+def assert_same(one: np.ndarray, other: np.ndarray) -> None:
+    """The same pictures but for kernels that add up in another order."""
+    assert one.shape == other.shape
+    assert np.abs(one.astype(int) - other).max() <= 1
+
+
+def differ(one: np.ndarray, other: np.ndarray) -> bool:
+    return bool(np.abs(one.astype(int) - other).max() > 5)
+
+
+# ---- seeds and noise
+
+
+@pytest.mark.parametrize("sampler", [pytest.param(name, marks=[pytest.mark.slow] if name == "ode_adaptive" else []) for name in SAMPLERS])
+def test_the_picture_of_a_seed_is_the_same_alone_in_a_batch_of_five_and_in_twos(artist: TextToImage, sampler: str) -> None:
+    settings = FAST | {"sampler": sampler, "steps": 3}
+    together = artist.sample(PROMPTS, seeds=SEEDS, **settings)
+    assert together.shape == (5, SIDE, SIDE, 3)
+    assert together.dtype == np.uint8
+    assert_same(together, artist.sample(PROMPTS, seeds=SEEDS, batch_size=2, **settings))
+    assert_same(together[1:2], artist.sample(PROMPTS[1:2], seeds=[17], **settings))
+    assert differ(together[0], together[3]), "one prompt, two seeds"
+    assert differ(together[1], together[2]), "one seed, two prompts"
+
+
+def test_the_noise_of_a_seed_does_not_depend_on_its_neighbours_or_on_the_order_of_asking() -> None:
+    together, alone = (SeededNoise(seeds, (4, 2, 2), torch.device("cpu")) for seeds in ([5, 17], [17]))
+    for index in range(3):
+        torch.testing.assert_close(together(index)[1:], alone(index), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_noise_takes_the_place_of_the_first_draw_of_the_seeds(artist: TextToImage, sampler: str) -> None:
+    begin = SeededNoise([17, 4], artist.latent_shape, torch.device("cpu"))()
+    settings = FAST | {"sampler": sampler}
+    given = artist.sample(PROMPTS[:2], seeds=[17, 4], noise=begin, **settings)
+    np.testing.assert_array_equal(given, artist.sample(PROMPTS[:2], seeds=[17, 4], **settings))
+    assert differ(given, artist.sample(PROMPTS[:2], seeds=[17, 4], noise=begin.flip(0), **settings))
+
+
+def test_noise_needs_no_seeds_but_for_samplers_that_draw_more(artist: TextToImage) -> None:
+    begin = SeededNoise([17], artist.latent_shape, torch.device("cpu"))()
+    given = artist.sample(["a cat"], noise=begin, sampler="heun", **FAST)
+    np.testing.assert_array_equal(given, artist.sample(["a cat"], seeds=[17], sampler="heun", **FAST))
+    with pytest.raises(ValueError, match=r"draws fresh noise in its steps: give seeds, or take one that does not, e\.g\. ddim"):
+        artist.sample(["a cat"], noise=begin, sampler="ddpm", **FAST)
+    with pytest.raises(ValueError, match="give seeds, one a prompt, or noise"):
+        artist.sample(["a cat"])
+
+
+def test_no_prompts_are_no_pictures(artist: TextToImage) -> None:
+    assert artist.sample([], seeds=[]).shape == (0, SIDE, SIDE, 3)
+
+
+@pytest.mark.parametrize("name", ["seeds", "noise", "negative_prompts"])
+def test_lists_are_as_long_as_that_of_the_prompts(artist: TextToImage, name: str) -> None:
+    given: dict[str, Any] = {"seeds": [1, 2]} | {name: {"seeds": [1], "noise": torch.zeros(1, 4, 8, 8), "negative_prompts": ["a"]}[name]}
+    with pytest.raises(ValueError, match=f"2 prompts but 1 {name}: give one a prompt"):
+        artist.sample(["a", "b"], **given)
+
+
+# ---- sizes
+
+
+@pytest.mark.parametrize("size", [(24, 10), (2, 2), (SIDE, SIDE)])
+def test_pictures_of_other_sizes_can_be_drawn(artist: TextToImage, size: tuple[int, int]) -> None:
+    drawn = artist.sample(["a cat"], seeds=[1], size=size, **FAST)
+    assert drawn.shape == (1, *size, 3)
+    begin = SeededNoise([1], (4, size[0] // STRIDE, size[1] // STRIDE), torch.device("cpu"))()
+    np.testing.assert_array_equal(artist.sample(["a cat"], noise=begin, **FAST), drawn)
+
+
+@pytest.mark.parametrize("size", [(17, 16), (16, 17), (0, 16), (-2, 16)])
+def test_a_size_that_the_stride_does_not_divide_is_refused(artist: TextToImage, size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=f"Pictures of {size[1]} x {size[0]} px cannot be drawn: both sides must be multiples of 2 px"):
+        artist.sample(["a cat"], seeds=[1], size=size)
+    with pytest.raises(ValueError, match="Pictures of 17 x 16 px cannot be drawn"):
+        artist.sample(["a cat"], seeds=[1], image=photo(16, 17))
+
+
+def test_noise_of_another_shape_is_refused(artist: TextToImage) -> None:
+    wanted = r"1 pictures of 16 x 16 px need \(1, 4, 8, 8\)"
+    with pytest.raises(ValueError, match=rf"noise has the shape \(1, 8, 8\); {wanted}"):
+        artist.sample(["a cat"], noise=torch.zeros(1, 8, 8))
+    with pytest.raises(ValueError, match=rf"noise has the shape \(1, 3, 8, 8\); {wanted}"):
+        artist.sample(["a cat"], noise=torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match=rf"noise has the shape \(1, 4, 4, 4\); {wanted}"):
+        artist.sample(["a cat"], noise=torch.zeros(1, 4, 4, 4), size=(16, 16))
+
+
+# ---- prompts and guidance
+
+
+def test_a_prompt_that_is_too_long_is_cut_with_a_warning_that_names_the_lost_words(
+    artist: TextToImage, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = "a black cat and a white dog on a red sofa under the moon"
+    with caplog.at_level(logging.WARNING):
+        cut = artist.sample([long, long], seeds=[1, 1], negative_prompts=["", "no " * 20], **FAST)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"The prompt `{long}` is too long for the text tower: it does not see `sofa under the moon`.",
+        f"The prompt `{'no ' * 20}` is too long for the text tower: it does not see `{'no ' * 9}no`.",
+    ]
+    np.testing.assert_array_equal(cut[:1], artist.sample(["a black cat and a white dog on a red"], seeds=[1], **FAST))
+
+
+def test_what_fits_is_not_warned_about(artist: TextToImage, caplog: pytest.LogCaptureFixture) -> None:
+    artist.sample(["a black cat and a white dog on a red"], seeds=[1], **FAST)
+    assert not caplog.records
+
+
+def test_a_negative_prompt_takes_the_place_of_the_empty_one(artist: TextToImage) -> None:
+    plain = artist.sample(["a cat"], seeds=[1], **FAST)
+    np.testing.assert_array_equal(plain, artist.sample(["a cat"], seeds=[1], negative_prompts=[""], **FAST))
+    assert differ(plain, artist.sample(["a cat"], seeds=[1], negative_prompts=["a dog on a sofa"], **FAST | {"guidance_scale": 30.0}))
+    alike = artist.sample(["a cat"], seeds=[1], negative_prompts=["a cat"], **FAST)  # away from itself: no guidance at all
+    assert_same(alike, artist.sample(["a cat"], seeds=[1], **FAST | {"guidance_scale": 1.0}))
+
+
+def test_guidance_can_be_kept_to_an_interval_of_timesteps_and_rescaled(artist: TextToImage) -> None:
+    guided, plain = (artist.sample(["a cat"], seeds=[1], **FAST | {"guidance_scale": scale}) for scale in (30.0, 1.0))
+    strong = FAST | {"guidance_scale": 30.0}
+    np.testing.assert_array_equal(guided, artist.sample(["a cat"], seeds=[1], guidance_interval=(0, 999), **strong))
+    assert_same(plain, artist.sample(["a cat"], seeds=[1], guidance_interval=(0.1, 0.2), **strong))
+    assert differ(guided, artist.sample(["a cat"], seeds=[1], guidance_rescale=1.0, **strong))
+    with pytest.raises(ValueError, match="The rescale of guidance is 2"):
+        artist.sample(["a cat"], seeds=[1], guidance_rescale=2, **strong)
+    with pytest.raises(ValueError, match="The interval of guidance, 5 to 2, ends before it begins"):
+        artist.sample(["a cat"], seeds=[1], guidance_interval=(5, 2), **strong)
+
+
+def test_clip_guidance_makes_pictures_that_clip_finds_more_like_their_prompts(artist: TextToImage) -> None:
+    settings = {"steps": 12, "guidance_scale": 1.0, "sampler": "ddim"}
+
+    def similarity(scale: float) -> Tensor:
+        images = artist.sample(PROMPTS, seeds=SEEDS, clip_guidance_scale=scale, **settings)
+        return (artist.clip.encode_images(images) * artist.clip.encode_texts(PROMPTS)).sum(1)
+
+    without, some, more = (similarity(scale) for scale in (0.0, 20.0, 60.0))
+    assert (some > without).all()
+    assert more.mean() > some.mean()
+
+
+def test_clip_guidance_needs_an_image_tower(artist: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ClipTowers, "has_image_tower", False)
+    with pytest.raises(ValueError, match="clip_guidance_scale needs a CLIP with an image tower, and this model has the text tower alone"):
+        artist.sample(["a cat"], seeds=[1], clip_guidance_scale=1.0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"sampler": "eulr"}, "There is no sampler 'eulr'; there are ddim, ddpm"),
+        ({"sampler": ""}, "There is no sampler ''"),
+        ({"spacing": "even"}, "There is no spacing 'even'; there are trailing"),
+        ({"steps": 0}, "steps is 0"),
+        ({"steps": 1001}, "1001 trailing steps do not fit"),
+        ({"batch_size": 0}, "batch_size is 0; at least 1 is needed"),
+        ({"strength": 1.5, "image": photo(16, 16)}, "strength is 1.5; it should be between 0"),
+        ({"strength": 0.5}, "strength says how much of a picture is drawn anew: give `image` too"),
+        ({"mask": np.ones((16, 16), bool)}, "mask says what of a picture is drawn anew: give `image` too"),
+        ({"image": photo(16, 16), "size": (8, 8)}, "image is 16 x 16 px, but size says 8 x 8 px"),
+        ({"image": photo(16, 16), "mask": np.ones((8, 16), bool)}, "mask is 16 x 8 px, but image is 16 x 16 px"),
+        ({"image": photo(16, 16), "mask": np.ones((16, 16), np.uint8)}, r"mask is uint8 of shape \(16, 16\); it should be bool"),
+        ({"image": photo(16, 16), "mask": np.ones((2, 16, 16), bool)}, r"mask is bool of shape \(2, 16, 16\); .* or \(1, H, W\), one a pr"),
+        ({"image": photo(3, 16, 16)}, r"image is uint8 of shape \(3, 16, 16, 3\); it should be uint8 of shape \(H, W, 3\), one for all"),
+        ({"image": photo(16, 16)[..., 0]}, r"image is uint8 of shape \(16, 16\)"),
+        ({"image": photo(16, 16).repeat(2, -1)[..., :4]}, r"image is uint8 of shape \(16, 16, 4\)"),
+        ({"image": photo(16, 16) / 255.0}, r"image is float64"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_by_name(artist: TextToImage, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        artist.sample(["a cat"], seeds=[0], **wrong)
+
+
+def test_every_spacing_draws_and_the_default_is_that_of_the_model(artist: TextToImage) -> None:
+    drawn = {spacing: artist.sample(["a cat"], seeds=[1], spacing=spacing, **FAST) for spacing in SPACINGS}
+    np.testing.assert_array_equal(drawn["trailing"], artist.sample(["a cat"], seeds=[1], **FAST))
+    assert len({image.tobytes() for image in drawn.values()}) == len(SPACINGS)
+
+
+# ---- pictures to begin with
+
+
+def test_strength_0_is_the_reconstruction_and_strength_1_a_picture_of_text_alone(artist: TextToImage) -> None:
+    images = photo(2, SIDE, SIDE)
+    np.testing.assert_array_equal(
+        artist.sample(PROMPTS[:2], seeds=SEEDS[:2], image=images, strength=0, **FAST), reconstruction(artist, images)
+    )
+    anew = artist.sample(PROMPTS[:2], seeds=SEEDS[:2], image=images, strength=1, **FAST)
+    np.testing.assert_array_equal(anew, artist.sample(PROMPTS[:2], seeds=SEEDS[:2], **FAST))
+
+
+def test_less_strength_keeps_more_of_the_picture(artist: TextToImage) -> None:
+    image = photo(SIDE, SIDE)
+    kept = reconstruction(artist, image).astype(float)
+    settings = {"steps": 20, "guidance_scale": 1.0}
+
+    def distance(strength: float) -> float:
+        return float(np.abs(artist.sample(["a"], seeds=[0], image=image, strength=strength, **settings) - kept).mean())
+
+    assert distance(0.1) < distance(0.5) < distance(1)
+    default = artist.sample(["a"], seeds=[0], image=image, **settings)
+    np.testing.assert_array_equal(default, artist.sample(["a"], seeds=[0], image=image, strength=0.8, **settings))
+
+
+def test_one_picture_serves_all_prompts(artist: TextToImage) -> None:
+    image = photo(8, 24)
+    one = artist.sample(PROMPTS[:2], seeds=SEEDS[:2], image=image, strength=0.5, **FAST)
+    assert one.shape == (2, 8, 24, 3)
+    np.testing.assert_array_equal(one, artist.sample(PROMPTS[:2], seeds=SEEDS[:2], image=np.stack([image] * 2), strength=0.5, **FAST))
+
+
+def half(height: int = SIDE, width: int = SIDE) -> np.ndarray:
+    """The lower half is drawn anew."""
+    return np.arange(height)[:, None].repeat(width, 1) >= height // 2
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "ddpm", "euler_maruyama"])
+def test_a_mask_leaves_the_latents_outside_exactly_as_they_were(
+    artist: TextToImage, sampler: str, strength: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, decoded = photo(SIDE, SIDE), []
+    decode = artist.vae.decode
+    monkeypatch.setattr(artist.vae, "decode", lambda raw: decoded.append(raw) or decode(raw))
+    artist.sample(["a cat"], seeds=[1], image=image, mask=half(), strength=strength, sampler=sampler, **FAST)
+    with torch.no_grad():
+        known = artist.vae.denormalise(artist.vae.normalise(artist.vae.encode(to_float(image[None]))[0]))
+    found = decoded[-1]
+    assert torch.equal(found[..., :4, :], known[..., :4, :])
+    assert (found[..., 4:, :] - known[..., 4:, :]).abs().min() > 0
+
+
+def test_beyond_a_margin_of_one_stride_the_pixels_outside_of_a_mask_are_the_reconstruction(artist: TextToImage) -> None:
+    image = photo(SIDE, SIDE)
+    drawn = artist.sample(["a cat"], seeds=[1], image=image, mask=half(), **FAST)
+    kept = reconstruction(artist, image)
+    np.testing.assert_array_equal(drawn[:, : 8 - STRIDE], kept[:, : 8 - STRIDE])
+    assert differ(drawn[:, 8:], kept[:, 8:])
+
+
+def test_a_latent_pixel_is_drawn_anew_if_one_of_its_pixels_is(artist: TextToImage) -> None:
+    image, mask, cell = photo(SIDE, SIDE), np.zeros((SIDE, SIDE), bool), np.zeros((SIDE, SIDE), bool)
+    mask[7, 4], cell[6:8, 4:6] = True, True
+    one, all_four = (artist.sample(["a cat"], seeds=[1], image=image, mask=area, **FAST) for area in (mask, cell))
+    np.testing.assert_array_equal(one, all_four)
+    assert differ(one, reconstruction(artist, image))
+
+
+def test_a_mask_of_everything_is_a_picture_of_text_alone_and_of_nothing_the_reconstruction(artist: TextToImage) -> None:
+    image, everything = photo(SIDE, SIDE), np.ones((SIDE, SIDE), bool)
+    anew = artist.sample(["a cat"], seeds=[1], image=image, mask=everything, **FAST)
+    np.testing.assert_array_equal(anew, artist.sample(["a cat"], seeds=[1], **FAST))
+    nothing = artist.sample(["a cat"], seeds=[1], image=image, mask=~everything, **FAST)
+    np.testing.assert_array_equal(nothing, reconstruction(artist, image))
+
+
+def test_each_prompt_may_have_its_own_mask(artist: TextToImage) -> None:
+    images, masks = photo(2, SIDE, SIDE), np.stack([half(), ~half()])
+    both = artist.sample(PROMPTS[:2], seeds=SEEDS[:2], image=images, mask=masks, **FAST)
+    for row in range(2):
+        alone = artist.sample(PROMPTS[row : row + 1], seeds=SEEDS[row : row + 1], image=images[row], mask=masks[row], **FAST)
+        assert_same(both[row : row + 1], alone)
+
+
+# ---- inversion
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_a_photo_inverted_and_drawn_under_the_same_prompt_comes_back(artist: TextToImage, strength: float) -> None:
+    images, settings = photo(3, SIDE, SIDE), {"steps": 10, "guidance_scale": 1.0, "spacing": "leading"}
+    noise = artist.invert(images, PROMPTS[:3], strength=strength, iterations=20, batch_size=2, **settings)
+    assert noise.shape == (3, *artist.latent_shape)
+    given = {} if strength == 1 else {"image": images, "strength": strength}
+    back = artist.sample(PROMPTS[:3], noise=noise, sampler="ddim", **settings, **given)
+    assert_same(back, reconstruction(artist, images))
+    assert differ(back, artist.sample(PROMPTS[:3], seeds=[0, 0, 0], sampler="ddim", **settings, **given))
+
+
+def test_more_iterations_come_back_closer(artist: TextToImage) -> None:
+    image, settings = photo(SIDE, SIDE), {"steps": 10, "guidance_scale": 1.0}
+    kept = reconstruction(artist, image).astype(float)
+
+    def error(iterations: int) -> float:
+        noise = artist.invert(image, ["a cat"], iterations=iterations, **settings)
+        return float(np.abs(artist.sample(["a cat"], noise=noise, sampler="ddim", **settings) - kept).mean())
+
+    assert error(4) < 0.5 * error(1)
+
+
+def test_an_inversion_of_strength_0_or_of_a_wrong_picture_is_refused(artist: TextToImage) -> None:
+    with pytest.raises(ValueError, match=r"strength is 0: there is no noise to find\. It should be above 0"):
+        artist.invert(photo(SIDE, SIDE), ["a"], strength=0)
+    with pytest.raises(ValueError, match=r"one for all prompts, or \(2, H, W, 3\), one a prompt"):
+        artist.invert(photo(3, SIDE, SIDE), ["a", "b"])
+    assert artist.invert(photo(SIDE, SIDE), []).shape == (0, *artist.latent_shape)
+
+
+def test_an_inversion_warns_of_lost_words(artist: TextToImage, caplog: pytest.LogCaptureFixture) -> None:
+    artist.invert(photo(SIDE, SIDE), ["cat " * 12], steps=2)
+    assert "it does not see `cat cat`" in caplog.text
+
+
+# ---- interpolation
+
+
+def test_a_way_stops_at_the_pictures_of_its_prompts_and_seeds(artist: TextToImage) -> None:
+    prompts, seeds = ["a black cat", "a dog", "two cats"], [3, 17, 5]
+    way = artist.interpolate(prompts, seeds=seeds, num=9, batch_size=4, **FAST)
+    assert way.shape == (9, SIDE, SIDE, 3)
+    assert_same(way[::4], artist.sample(prompts, seeds=seeds, **FAST))
+    steps = [np.abs(left.astype(float) - right).mean() for left, right in pairwise(way)]
+    assert all(step < np.abs(way[0].astype(float) - way[4]).mean() for step in steps[:4])
+
+
+@pytest.mark.parametrize(("prompts", "seeds"), [(["a cat"], [1, 2]), (["a black cat", "a dog on a sofa"], [1])])
+def test_one_prompt_or_one_seed_may_serve_the_whole_way(artist: TextToImage, prompts: list[str], seeds: list[int]) -> None:
+    way = artist.interpolate(prompts, seeds=seeds, num=3, size=(8, 24), negative_prompt="a mouse", **FAST)
+    ends = artist.sample([prompts[0], prompts[-1]], seeds=[seeds[0], seeds[-1]], size=(8, 24), negative_prompts=["a mouse"] * 2, **FAST)
+    assert_same(way[[0, 2]], ends)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "seeds", "num", "message"),
+    [
+        (["a"], [1], 3, "1 prompts and 1 seeds: give two or more of one, and of the other as many or one"),
+        (["a", "b"], [1, 2, 3], 3, "2 prompts and 3 seeds"),
+        ([], [1, 2], 3, "0 prompts and 2 seeds"),
+        (["a"], [1, 2], 1, "num is 1; a way from one picture to another has at least 2"),
+    ],
+)
+def test_a_way_without_ends_is_refused(artist: TextToImage, prompts: list[str], seeds: list[int], num: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        artist.interpolate(prompts, seeds=seeds, num=num)
+
+
+def test_a_way_of_fresh_noise_in_each_step_is_refused(artist: TextToImage) -> None:
+    with pytest.raises(ValueError, match="This sampler draws fresh noise in its steps"):
+        artist.interpolate(["a"], seeds=[1, 2], num=2, sampler="ddpm", steps=2)
+
+
+# ---- files
+
+
+def test_progress_is_told_step_by_step(artist: TextToImage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("darkroom.progress.SECONDS_BETWEEN_LINES", 0.0)
+    artist.sample(PROMPTS, seeds=SEEDS, batch_size=2, show_progress=True, **FAST)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith('::progress {"desc": "draw", "step": 1, "total": 12')
+    assert any(line.startswith('::progress {"desc": "draw", "step": 12, "total": 12') for line in lines)
+
+
+def test_a_model_without_its_diffusion_settings_is_refused(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    (tmp_path / "unet" / "diffusion.json").unlink()
+    with pytest.raises(ValueError, match=r"unet has no diffusion\.json: it is not the folder of a U-Net that train_unet wrote"):
+        TextToImage.load(tmp_path)
