@@ -65,6 +65,10 @@ def test_stable_diffusion_has_as_many_weights_as_it_is_known_to_have() -> None:
     names = unet_keys(UNETS["1.5"]).values()
     assert (len(names), len(set(names))) == (686, 686)
     markers = ("output_blocks.11.0.skip_connection.weight", "input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight")
+    assert {name for name in names if name.endswith((".op.bias", ".conv.bias"))} == {
+        *(f"input_blocks.{index}.0.op.bias" for index in (3, 6, 9)),
+        *(f"output_blocks.{index}.conv.bias" for index in ("2.1", "5.2", "8.2")),  # the lowest level does not attend
+    }
     assert {"input_blocks.0.0.weight", "time_embed.2.bias", "middle_block.1.proj_in.weight", "out.2.weight", *markers} <= set(names)
     assert {"encoder.down.2.downsample.conv.weight", "decoder.up.3.upsample.conv.bias", "decoder.mid.attn_1.proj_out.weight"} <= set(
         vae_keys(VAES["1.5"]).values()
