@@ -109,11 +109,9 @@ def test_inversion_comes_to_the_noise_of_the_ode_with_an_error_of_first_order(it
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-@pytest.mark.parametrize(
-    "schedule", [SCHEDULE, Schedule.make("scaled_linear", 1000, 0.00085, 0.012), Schedule.make("flow", 1000, 1e-4, 0.02)]
-)
-def test_sampling_from_an_inversion_comes_back_the_closer_the_more_steps_and_iterations(schedule: Schedule, strength: float) -> None:
-    known = noise(1, 2, 4, 4)
+@pytest.mark.parametrize("kind", ["cosine", "scaled_linear", "flow"])
+def test_sampling_from_an_inversion_comes_back_the_closer_the_more_steps_and_iterations(kind: str, strength: float) -> None:
+    known, schedule = noise(1, 2, 4, 4), Schedule.make(kind, 1000, 0.00085, 0.012)
 
     def error(steps: int, iterations: int) -> float:
         sigmas = grid_of_strength(sigma_grid(schedule, steps), strength)

@@ -1,6 +1,7 @@
 """What `TextToImage` promises, with a small random model: what a seed, a picture, a mask and a strength are."""
 
 import logging
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from darkroom.diffusion.denoiser import Denoise
 from darkroom.diffusion.grids import SPACINGS
-from darkroom.diffusion.samplers import SAMPLERS
+from darkroom.diffusion.samplers import SAMPLERS, NoiseAt, Step
 from darkroom.models.clip import ClipTowers
 from darkroom.pixels import to_float, to_uint8
 from darkroom.sampling import TextToImage
@@ -72,6 +74,39 @@ def test_the_noise_of_a_seed_does_not_depend_on_its_neighbours_or_on_the_order_o
     together, alone = (SeededNoise(seeds, (4, 2, 2), torch.device("cpu")) for seeds in ([5, 17], [17]))
     for index in range(3):
         torch.testing.assert_close(together(index)[1:], alone(index), rtol=0, atol=0)
+
+
+def spy(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[Tensor, Tensor]]:
+    """Replaces a sampler; what each batch began with, and the first noise that it was given beside, are returned."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def sampler(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise_at: NoiseAt) -> Iterator[Step]:
+        seen.append((x / sigmas[0], noise_at(0)))
+        yield Step(0, 0.0, x, x)
+
+    monkeypatch.setitem(SAMPLERS, name, sampler)
+    return seen
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_the_noise_of_the_steps_is_another_draw_of_the_seed_than_that_of_the_beginning(
+    artist: TextToImage, given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws = SeededNoise([17], artist.latent_shape, torch.device("cpu"))
+    first, second = draws(0), draws(1)
+    seen = spy(monkeypatch, "ddpm")
+    artist.sample(["a"], seeds=[17], noise=first if given else None, sampler="ddpm", steps=1)
+    torch.testing.assert_close(seen[0][0], first)
+    torch.testing.assert_close(seen[0][1], second, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("sampler", "sizes"), [("ddim", [2, 1]), ("ode_adaptive", [1, 1, 1])])
+def test_a_sampler_whose_work_grows_with_the_square_of_the_batch_gets_one_picture_at_a_time(
+    artist: TextToImage, sampler: str, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = spy(monkeypatch, sampler)
+    artist.sample(PROMPTS[:3], seeds=SEEDS[:3], sampler=sampler, batch_size=2, steps=1)
+    assert [len(begin) for begin, _ in seen] == sizes
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
