@@ -90,10 +90,8 @@ def ddim_invert(denoise: Denoise, known: Tensor, sigmas: Tensor, *, iterations: 
         above = x * ((1 + high**2) / (1 + low**2)).sqrt()
         for _ in range(iterations):
             denoised = denoise(above, high)
-            if low * high > 1:
-                above = denoised + high / low * (x - denoised)
-            else:
-                above = x + (1 - low / high) * (above - denoised)
+            holds_denoised = low * high > 1
+            above = denoised + high / low * (x - denoised) if holds_denoised else x + (1 - low / high) * (above - denoised)
         x = above
     return x
 
