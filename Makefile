@@ -56,7 +56,7 @@ demo: install  ## draws toy cats (unless data/raw has photos), trains on them, e
 	@echo "Your own   $(VENV)/bin/darkroom sample --model $(RUN)/data --prompt 'a sitting orange cat with green eyes, at night' --out cat.png"
 	@echo "All runs   make ui$(if $(filter .,$(RUN)),, PRESET=$(PRESET))"
 
-test: install  ## the tests, as CI runs them; `make test ARGS=--run-slow` for all
+test: install  ## the tests, as CI runs them; `make test ARGS=--run-slow` for the slow ones too
 	@$(READY_DVC)
 	pytest -n $(WORKERS) $(ARGS)
 

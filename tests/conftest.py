@@ -1,4 +1,4 @@
-"""What all tests share: the `--run-slow` flag, few threads, no network, no telemetry, and the optional photos."""
+"""What all tests share: the flags `--run-slow` and `--run-huge`, few threads, no network, no telemetry, and the optional photos."""
 
 import os
 from pathlib import Path
@@ -18,15 +18,16 @@ os.environ |= {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="run the tests marked `slow` too")
+    parser.addoption("--run-huge", action="store_true", help="run the tests marked `huge` too")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--run-slow"):
-        return
-    skip = pytest.mark.skip(reason="slow: give --run-slow to run it")
-    for item in items:
-        if "slow" in item.keywords:
-            item.add_marker(skip)
+    for mark in ("slow", "huge"):
+        if not config.getoption(f"--run-{mark}"):
+            skip = pytest.mark.skip(reason=f"{mark}: give --run-{mark} to run it")
+            for item in items:
+                if mark in item.keywords:
+                    item.add_marker(skip)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5 through the stages by its presets: in miniature, and (slow) with all of its 860 million parameters."""
+"""Stable Diffusion 1.5 through the stages by its presets: in miniature, and (huge) with all of its 860 million parameters."""
 
 import json
 import math
@@ -229,7 +229,7 @@ def room(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.huge
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="free memory is looked up as Linux has it")
 def test_all_860_million_parameters_go_in_are_tuned_both_ways_and_come_out(room, capsys):
     do = Processes(room)
