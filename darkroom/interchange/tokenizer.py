@@ -36,12 +36,16 @@ def vocabulary(clip: ClipTowers) -> dict[str, int]:
 def read_pad_token(folder: Path) -> PadToken:
     """What fills short captions.
 
+    Where two files name it, transformers takes the map of special tokens, unless the configuration is of the newer kind that lists
+    its added tokens. The folders of Stable Diffusion 2.x are of the older kind.
+
     Raises:
         ValueError: no tokenizer there, or one that pads with something else.
     """
-    config = read_json(folder / "tokenizer_config.json")
-    marks = folder / "special_tokens_map.json"
-    pad: Any = config.get("pad_token") or (read_json(marks).get("pad_token") if marks.is_file() else None) or END
+    config, marks = read_json(folder / "tokenizer_config.json"), folder / "special_tokens_map.json"
+    if marks.is_file() and "added_tokens_decoder" not in config:
+        config |= read_json(marks)
+    pad: Any = config.get("pad_token") or END
     content = pad["content"] if isinstance(pad, dict) else pad
     for name, token in PADS.items():
         if content == token:

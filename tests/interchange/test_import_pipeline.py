@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from darkroom.diffusion.schedule import Schedule
 from darkroom.interchange.pipeline_reader import PipelineFolder
-from darkroom.interchange.tokenizer import read_pad_token
+from darkroom.interchange.tokenizer import PADS, read_pad_token
 from darkroom.interchange.transfer import import_model
 from darkroom.models.unet import UNet2DConditionModel
 from darkroom.models.weights import load_model
@@ -127,6 +128,16 @@ def test_a_padding_token_may_stand_in_the_map_of_special_tokens_or_be_the_defaul
     if pad is not None:
         (source / "tokenizer" / "special_tokens_map.json").write_text(json.dumps({"pad_token": pad}))
     assert read_pad_token(source / "tokenizer") == expected
+
+
+@pytest.mark.parametrize("settings", [{}, {"added_tokens_decoder": {"49407": {"content": "<|endoftext|>", "special": True}}}])
+def test_two_files_that_disagree_about_the_padding_are_read_as_transformers_reads_them(source: Path, settings: dict[str, Any]) -> None:
+    folder = source / "tokenizer"
+    change(folder / "tokenizer_config.json", pad_token="<|endoftext|>", **settings)
+    (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": "!"}))
+    expected = transformers.CLIPTokenizer.from_pretrained(folder).pad_token
+    assert expected == ("<|endoftext|>" if settings else "!")
+    assert PADS[read_pad_token(folder)] == expected
 
 
 # ---- what is not right
