@@ -1,6 +1,7 @@
 """Weights that others wrote: safetensors, or pickles that torch reads as tensors and nothing else."""
 
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from darkroom.models.weights import read_weights
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
 SUFFIXES = (".safetensors", *PICKLES)
+DAMAGES = (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError)  # what bytes of another kind lead to
 
 
 def read_foreign_weights(path: Path) -> dict[str, Tensor]:
@@ -42,14 +44,14 @@ def read_foreign_weights(path: Path) -> dict[str, Tensor]:
 def _unpickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(
-            f"{path} is a pickle that holds more than weights, and such a file can run any program: it was refused and nothing in it "
-            f"was run. Take the model's .safetensors file. (torch: {reason})"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is damaged or no file of torch: {' '.join(str(error).split())[:200]}") from error
+    except (*DAMAGES, pickle.UnpicklingError) as error:
+        said = str(error).rpartition("WeightsUnpickler error:")[2]  # before it torch explains its own defaults
+        if program := re.search(r"GLOBAL (\S+)", said):
+            raise ValueError(
+                f"{path} is a pickle that holds more than weights (`{program[1]}`), and such a file can run any program: it was refused "
+                "and nothing in it was run. Take the model's .safetensors file."
+            ) from error
+        raise ValueError(f"{path} is damaged or no file of torch: {' '.join(said.split())[:200]}") from error
 
 
 def read_metadata(path: Path) -> dict[str, str]:
