@@ -6,6 +6,8 @@ import logging
 import re
 from pathlib import Path
 
+import torch
+
 from darkroom.interchange.foreign_weights import read_foreign_weights, read_metadata
 from darkroom.interchange.ldm_config import (
     OPEN_CLIP_TEXT,
@@ -34,7 +36,7 @@ WHOLE_OPEN_CLIP_LAYERS = 24  # of ViT-H-14; a file that went through a diffusers
 
 # what training leaves in a file and drawing does not need
 IGNORED = re.compile(
-    r"model_ema\..*|first_stage_model\.loss\..*|scale_factor|betas|alphas_cumprod(_prev)?|logvar|lvlb_weights"
+    r"(first_stage_model\.)?model_ema\..*|first_stage_model\.loss\..*|scale_factor|betas|alphas_cumprod(_prev)?|logvar|lvlb_weights"
     r"|sqrt_(one_minus_|recip_|recipm1_)?alphas_cumprod|log_one_minus_alphas_cumprod"
     r"|posterior_(variance|log_variance_clipped|mean_coef[12])"
     r"|cond_stage_model\.(model\.)?(logit_scale|text_projection|attn_mask)"
@@ -63,7 +65,7 @@ class SingleFile:
             raise ValueError(f"{path}: `{strange[0]}` is no weight of Stable Diffusion 1.x or 2.x ({len(strange)} such).")
         logger.info("%s: %d of %d tensors are of no use for drawing and left out", path, len(weights) - len(self.weights), len(weights))
         self.betas, self.scale_factor = weights.get("betas"), weights.get("scale_factor")
-        self.is_transformers_text = any(key.startswith(TRANSFORMERS_TEXT) for key in weights)
+        self.is_transformers_text = any(key.startswith(TRANSFORMERS_TEXT) for key in self.weights)
         self.said = json.loads(read_metadata(path).get(METADATA_KEY, "null"))
         self.prediction = self._prediction(prediction)
 
@@ -102,9 +104,14 @@ class SingleFile:
         if self.said:
             config = AutoencoderConfig(**self.said["vae"])
         else:
-            scale = SCALING_FACTOR if self.scale_factor is None else round(float(self.scale_factor), 7)
-            config = vae_config(self.weights, self.path, sample_size=8 * SAMPLE_SIZE[self.prediction], scaling_factor=scale)
+            config = vae_config(self.weights, self.path, sample_size=8 * SAMPLE_SIZE[self.prediction], scaling_factor=self._scale())
         return assemble(AutoencoderKL, config, vae_from_ldm(config, self.weights, where=self.path), where=self.path)
+
+    def _scale(self) -> float:
+        """The latents' scale that the file was trained with; where half precision has rounded Stable Diffusion's, that one is meant."""
+        if self.scale_factor is None or self.scale_factor == torch.tensor(SCALING_FACTOR, dtype=self.scale_factor.dtype):
+            return SCALING_FACTOR
+        return round(float(self.scale_factor), 7)
 
     def unet(self) -> UNet2DConditionModel:
         if self.said:

@@ -133,13 +133,12 @@ def test_what_training_left_in_a_checkpoint_is_ignored(imported: Imported, forei
         "alphas_cumprod_prev": torch.ones(1000),
         "sqrt_recipm1_alphas_cumprod": torch.ones(1000),
         "posterior_mean_coef2": torch.ones(1000),
+        "first_stage_model.model_ema.decoderconv_inweight": torch.ones(1),
         "first_stage_model.loss.perceptual_loss.net.slice1.0.weight": torch.ones(1),
         "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
         "cond_stage_model.model.attn_mask": torch.zeros(77, 77),
         "cond_stage_model.model.text_projection": torch.zeros(4, 4),
     }
-    if imported.kind == "sd2":
-        del extras["cond_stage_model.transformer.text_model.embeddings.position_ids"]
     checkpoint = {
         "state_dict": foreign | extras,
         "global_step": 470000,
@@ -157,6 +156,14 @@ def test_half_precision_becomes_fp32(sd1: Imported, foreign1: dict[str, Tensor],
     weights = SingleFile(path, None).vae().state_dict()
     expected = {key: value.to(dtype).float() for key, value in sd1.artist.vae.state_dict().items()}
     torch.testing.assert_close(weights, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_stable_diffusions_scale_of_latents_is_recognised_however_it_was_rounded(
+    foreign1: dict[str, Tensor], tmp_path: Path, dtype: torch.dtype
+) -> None:
+    path = save(foreign1 | {"scale_factor": torch.tensor(0.18215).to(dtype)}, tmp_path / "scaled.safetensors")
+    assert SingleFile(path, None).vae().config.scaling_factor == 0.18215
 
 
 def test_a_measured_scale_of_latents_is_taken(sd1: Imported, foreign1: dict[str, Tensor], tmp_path: Path) -> None:
