@@ -44,7 +44,7 @@ class UNetConfig(ModelConfig):
         "resnet_time_scale_shift": ("default",),
         "time_embedding_type": ("positional",),
         "transformer_layers_per_block": (1,),
-        "upcast_attention": (False, True),  # a hint for half precision: SDPA sums in fp32 anyhow
+        "upcast_attention": (False, True, None),  # a hint for half precision: SDPA sums in fp32 anyhow
     }
 
     sample_size: int | None = None  # latent pixels along one side, in training

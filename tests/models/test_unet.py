@@ -53,6 +53,15 @@ SD2_CHANGES = {  # of the published v2.1
     "upcast_attention": True,
     "use_linear_projection": True,
 }
+CONVERTED_CHANGES = {  # of folders that diffusers' script made of single files
+    "addition_embed_type": None,
+    "class_embed_type": None,
+    "projection_class_embeddings_input_dim": None,
+    "resnet_out_scale_factor": 1.0,
+    "transformer_layers_per_block": 1,
+    "upcast_attention": None,
+    "use_linear_projection": False,
+}
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -111,7 +120,11 @@ def test_diffusers_loads_what_we_save(tmp_path: Path, config: dict[str, Any]) ->
     assert relative_error(oracle(x, timesteps, context).sample, unet(x, timesteps, context)) <= 1e-4
 
 
-@pytest.mark.parametrize(("changes", "parameters"), [({}, 859_520_964), (SD2_CHANGES, 865_910_724)], ids=["1.5", "2.1"])
+@pytest.mark.parametrize(
+    ("changes", "parameters"),
+    [({}, 859_520_964), (SD2_CHANGES, 865_910_724), (CONVERTED_CHANGES, 859_520_964)],
+    ids=["1.5", "2.1", "1.5 converted"],
+)
 def test_the_published_stable_diffusion_configurations_give_their_numbers_of_parameters(changes: dict[str, Any], parameters: int) -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel(UNetConfig.from_json(SD1_CONFIG_JSON | changes, "here"))
