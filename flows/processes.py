@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -21,6 +22,7 @@ import psutil
 
 SECONDS_BETWEEN_LOOKS = 0.05
 SECONDS_FOR_LAST_LINES = 5.0  # after a command has ended, for what it left behind to let go of its output
+LISTENING = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
 
 
 class CommandError(Exception):
@@ -76,7 +78,13 @@ async def lines(argv: Sequence[str], *, cwd: Path, grace: float, running: Runnin
     reader = asyncio.StreamReader()
     pipe, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(output, "rb", 0))
     process = subprocess.Popen(
-        argv, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=its_output, stderr=subprocess.STDOUT, start_new_session=True
+        _listening(argv),
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=its_output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )  # from here on nothing waits before `try`, so that no cancellation can come between
     os.close(its_output)
     running.add(process.pid, grace)
@@ -92,6 +100,11 @@ async def lines(argv: Sequence[str], *, cwd: Path, grace: float, running: Runnin
             closer.cancel()
             pipe.close()
             running.remove(process.pid)
+
+
+def _listening(argv: Sequence[str]) -> Sequence[str]:
+    """The command, with ears for SIGINT: what a shell starts in the background ignores it, and so would all that it starts."""
+    return [sys.executable, "-c", LISTENING, *argv] if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else argv
 
 
 async def _split(stream: asyncio.StreamReader) -> AsyncGenerator[str, None]:

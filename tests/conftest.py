@@ -1,6 +1,7 @@
 """What all tests share: the flags `--run-slow` and `--run-huge`, few threads, no network, no telemetry, and the optional photos."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ os.environ |= {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell in the background did it, and programs that tests start and stop inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -61,6 +62,22 @@ def test_both_streams_come_line_by_line_and_a_bar_too(tmp_path: Path) -> None:
 def test_a_very_long_line_and_broken_bytes_do_not_end_the_reading(tmp_path: Path) -> None:
     code = "import sys; print('x' * 300_000); sys.stdout.flush(); sys.stdout.buffer.write(b'\\xff\\n')"
     assert [len(line) for line in asyncio.run(collect(code, tmp_path))] == [300_000, 1]
+
+
+def test_a_command_hears_its_interruption_even_if_a_background_shell_made_us_deaf(tmp_path: Path) -> None:
+    code = "try: print('ready', flush=True); time.sleep(30)\nexcept KeyboardInterrupt: open('heard', 'w').close()"
+
+    async def interrupt() -> None:
+        async with aclosing(lines(python("import time\n" + code), cwd=tmp_path, grace=20, running=Running())) as output:
+            async for _ in output:
+                return
+
+    kept = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        asyncio.run(interrupt())
+    finally:
+        signal.signal(signal.SIGINT, kept)
+    assert (tmp_path / "heard").exists()
 
 
 def test_lines_come_while_the_command_runs(tmp_path: Path) -> None:
