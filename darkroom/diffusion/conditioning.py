@@ -103,8 +103,9 @@ def slerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
     from one to the other. Equal or opposite directions, which have no one arc, are joined by a straight line.
     """
     axes = tuple(range(1, start.ndim))
-    start_length, end_length = (torch.linalg.vector_norm(side.double(), dim=axes, keepdim=True) for side in (start, end))
-    first, last = start.double() / start_length, end.double() / end_length
+    ends = [side.to("cpu", torch.float64) for side in (start, end)]  # not every accelerator has float64
+    start_length, end_length = (torch.linalg.vector_norm(side, dim=axes, keepdim=True) for side in ends)
+    first, last = ends[0] / start_length, ends[1] / end_length
     angle = (first * last).sum(axes, keepdim=True).clamp(-1, 1).arccos().clamp(SMALLEST_ANGLE, math.pi - SMALLEST_ANGLE)
     direction = (((1 - weight) * angle).sin() * first + (weight * angle).sin() * last) / angle.sin()
-    return (direction * torch.lerp(start_length, end_length, weight)).to(start.dtype)
+    return (direction * torch.lerp(start_length, end_length, weight)).to(start)

@@ -21,7 +21,7 @@ def measure_latents(vae: AutoencoderKL, photos: ImageShards, device: torch.devic
     count = 0
     for start in range(0, num, 64):
         mean, std = vae.encode(to_float(photos.images(range(start, min(start + 64, num)))).to(device))
-        mean, std = mean.double(), std.double()
+        mean, std = mean.cpu().double(), std.cpu().double()  # not every accelerator has float64
         total += float(mean.sum())
         square += float(mean.square().sum())
         variance += float(std.square().sum())
