@@ -92,9 +92,9 @@ def check_gate(measured: dict[str, float], gate: ReconstructionGate) -> None:
     if found:
         raise ValueError(
             f"The VAE is not good enough to train a U-Net on its latents. Of held-out reconstructions, {'; '.join(found)}. "
-            "Look at data/vae/reconstructions.png; then train it longer (train_vae.steps), give it more room "
-            "(train_vae.model.latent_channels, block_out_channels), a smaller train_vae.decoder_scale, or, if there are few, more "
-            "photos. If they are good enough for you, change cache_latents.gate; that does not train the VAE again."
+            "Look at data/vae/reconstructions.png; then train it longer (train_vae.steps, above 0 for one of train_vae.init too), give "
+            "it more room (train_vae.model.latent_channels, block_out_channels), a smaller train_vae.decoder_scale, or, if there are "
+            "few, more photos. If they are good enough for you, change cache_latents.gate; that does not train the VAE again."
         )
 
 

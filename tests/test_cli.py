@@ -1,4 +1,5 @@
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -44,6 +45,15 @@ def test_help_is_there_at_once_and_lists_all_commands() -> None:
 def test_a_command_is_needed_and_a_wrong_one_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "COMMAND" in fails(capsys)
     assert "invalid choice: 'samples'" in fails(capsys, "samples")
+
+
+def test_a_warning_of_the_library_reads_like_a_word_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    main(["demo-data", str(tmp_path / "cats"), "--num-cats", "1", "--size", "16"])
+    logging.getLogger("darkroom.sampling").warning("The prompt is too long.")
+    assert capsys.readouterr().err == "darkroom demo-data: The prompt is too long.\n"
 
 
 def test_the_module_can_be_run(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ One file a group of commands. A command imports what it needs inside its functio
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ from darkroom.cli.transfer import add_export, add_import
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command; a `ValueError` becomes one paragraph on stderr and exit status 1."""
     arguments = build_parser().parse_args(argv)
+    logging.basicConfig(format=f"darkroom {arguments.name}: %(message)s")
     try:
         arguments.command(arguments)
     except ValueError as error:

@@ -26,12 +26,12 @@ def read_foreign_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: it is missing, of an unknown kind, unreadable, or a pickle with more than tensors in it.
     """
-    if path.suffix == ".safetensors":
-        return read_weights(path)
-    if path.suffix not in PICKLES:
+    if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} should be a file of weights: {', '.join(SUFFIXES)}.")
     if not path.is_file():
         raise ValueError(f"{path} is missing.")
+    if path.suffix == ".safetensors":
+        return read_weights(path)
     content = _unpickle(path)
     weights = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(weights, Mapping):

@@ -30,6 +30,6 @@ class DiffusionConfig:
     @classmethod
     def load(cls, folder: Path) -> "DiffusionConfig":
         if not (folder / DIFFUSION).is_file():
-            raise ValueError(f"{folder} has no {DIFFUSION}: it is not the folder of a U-Net that train_unet wrote.")
+            raise ValueError(f"{folder} has no {DIFFUSION}: it is not the folder of a U-Net that train_unet or `darkroom import` wrote.")
         content = json.loads((folder / DIFFUSION).read_text(encoding="utf-8"))
         return cls(schedule=Schedule.make(**content.pop("schedule")), **content)

@@ -76,7 +76,7 @@ def test_half_of_a_checkpoint_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model.ckpt", "model.safetensors"])
 def test_a_file_that_is_missing_is_told(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=rf"{name} is missing"):
+    with pytest.raises(ValueError, match=rf"{name} is missing\.$"):
         import_model(str(tmp_path / name), tmp_path / "out")
 
 

@@ -122,10 +122,17 @@ def test_noise_needs_no_seeds_but_for_samplers_that_draw_more(artist: TextToImag
     begin = SeededNoise([17], artist.latent_shape, torch.device("cpu"))()
     given = artist.sample(["a cat"], noise=begin, sampler="heun", **FAST)
     np.testing.assert_array_equal(given, artist.sample(["a cat"], seeds=[17], sampler="heun", **FAST))
-    with pytest.raises(ValueError, match=r"draws fresh noise in its steps: give seeds, or take one that does not, e\.g\. ddim"):
+    with pytest.raises(ValueError, match=r"draws fresh noise in its steps, .*: take one that does not, e\.g\. ddim.* seeds beside"):
         artist.sample(["a cat"], noise=begin, sampler="ddpm", **FAST)
     with pytest.raises(ValueError, match="give seeds, one a prompt, or noise"):
         artist.sample(["a cat"])
+
+
+@pytest.mark.parametrize("seed", [-(2**63) - 1, 2**64])
+def test_a_seed_beyond_64_bits_is_refused_by_name(artist: TextToImage, seed: int) -> None:
+    with pytest.raises(ValueError, match=f"The seed {seed} is out of range: take one from {-(2**63)} to {2**64 - 1}"):
+        artist.sample(["a cat", "a cat"], seeds=[1, seed], **FAST)
+    artist.sample(["a cat", "a cat"], seeds=[-(2**63), 2**64 - 1], **FAST)
 
 
 def test_no_prompts_are_no_pictures(artist: TextToImage) -> None:
@@ -435,5 +442,5 @@ def test_progress_is_told_step_by_step(artist: TextToImage, monkeypatch: pytest.
 def test_a_model_without_its_diffusion_settings_is_refused(tmp_path: Path) -> None:
     write_model(tmp_path)
     (tmp_path / "unet" / "diffusion.json").unlink()
-    with pytest.raises(ValueError, match=r"unet has no diffusion\.json: it is not the folder of a U-Net that train_unet wrote"):
+    with pytest.raises(ValueError, match=r"unet has no diffusion\.json: it is not the folder of a U-Net that train_unet or"):
         TextToImage.load(tmp_path)
