@@ -23,8 +23,8 @@ from darkroom.models.clip import ClipTowers
 from darkroom.models.layers import use_gradient_checkpointing
 from darkroom.models.lora import add_lora, merge_lora, save_lora
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
-from darkroom.models.weights import CONFIG_FILE, WEIGHTS_FILE, load_model, save_model
-from darkroom.provenance import hash_file, hash_json, write_json
+from darkroom.models.weights import hash_init, load_model, save_model
+from darkroom.provenance import write_json
 from darkroom.sampling import DiffusionConfig, TextToImage
 from darkroom.sampling.diffusion_config import DIFFUSION
 from darkroom.stage import Stage, main
@@ -36,7 +36,7 @@ def run(stage: Stage[TrainUnetParams]) -> None:
     params = stage.params
     latents, held_out = (LatentShards(stage.inputs["latents"], split) for split in ("train", "val"))
     vae = load_model(AutoencoderKL, stage.inputs["vae"])
-    unet, init = load_or_build(params, latents), fingerprint(params.init)
+    unet, init = load_or_build(params, latents), hash_init(params.init)
     if params.gradient_checkpointing:
         use_gradient_checkpointing(unet)
     if params.lora.rank:
@@ -134,11 +134,6 @@ def check_shapes(config: UNetConfig, latents: LatentShards, folder: Path) -> Non
             f"The latents are {side} wide, but the U-Net of train_unet.init ({folder}) halves them {halvings} times. "
             f"Choose an ingest.size that gives latents of a multiple of {2**halvings}."
         )
-
-
-def fingerprint(init: str) -> str:
-    """sha256 of what the folder `init` holds, or "". A checkpoint that was begun from other weights belongs to another run."""
-    return hash_json({name: hash_file(Path(init) / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}) if init else ""
 
 
 def publish(unet: UNet2DConditionModel, folder: Path, *, lora: bool) -> None:

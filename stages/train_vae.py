@@ -17,7 +17,7 @@ from darkroom.device import best_device
 from darkroom.evaluation.grid import picture_grid
 from darkroom.evaluation.reconstruction import psnr, ssim
 from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
-from darkroom.models.weights import load_model, save_model
+from darkroom.models.weights import hash_init, load_model, save_model
 from darkroom.pixels import map_pictures
 from darkroom.provenance import write_json
 from darkroom.stage import Stage, main
@@ -31,7 +31,7 @@ METRIC_PICTURES = 1024  # held-out photos that PSNR and SSIM are measured on, at
 def run(stage: Stage[TrainVaeParams]) -> None:
     params = stage.params
     photos, held_out = (ImageShards(stage.inputs["shards"], split) for split in ("train", "val"))
-    vae = load_or_build(params, size=photos.size)
+    vae, init = load_or_build(params, size=photos.size), hash_init(params.init)
 
     def log_reconstructions(step: int, device: torch.device) -> None:
         stage.tracker.log_image(
@@ -39,7 +39,8 @@ def run(stage: Stage[TrainVaeParams]) -> None:
         )
 
     task = VaeTask(vae, photos, held_out, params)
-    curves = train(task, params, name=stage.name, scratch=stage.scratch, tracker=stage.tracker, pictures=log_reconstructions)
+    scratch = stage.scratch / init if init else stage.scratch
+    curves = train(task, params, name=stage.name, scratch=scratch, tracker=stage.tracker, pictures=log_reconstructions)
     if not stage.is_main:
         return
     device = best_device()
@@ -60,7 +61,7 @@ def run(stage: Stage[TrainVaeParams]) -> None:
     write_json(out / "metrics.json", metrics | {"scaling_factor": vae.config.scaling_factor, "shift_factor": vae.config.shift_factor})
     Image.fromarray(reconstruction_grid(vae, held_out, params.num_pictures, params.micro_batch, device)).save(out / "reconstructions.png")
     stage.tracker.log_metrics({f"held_out/{key}": value for key, value in metrics.items()}, params.steps)
-    stage.content["vae"] = {"metrics": metrics}
+    stage.content["vae"] = {"init": init, "metrics": metrics}
 
 
 def load_or_build(params: TrainVaeParams, *, size: int) -> AutoencoderKL:

@@ -10,6 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from darkroom.provenance import hash_file, hash_json
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
@@ -92,6 +94,11 @@ def load_model(cls: type[Model], folder: Path | str) -> Model:
     folder = Path(folder)
     config = cls.Config.from_json(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
     return assemble(cls, config, read_weights(folder / WEIGHTS_FILE), where=folder / WEIGHTS_FILE)
+
+
+def hash_init(folder: str) -> str:
+    """sha256 of the model that a training begins with, or "" for none. A checkpoint that was begun from other weights is of another run."""
+    return hash_json({name: hash_file(Path(folder) / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}) if folder else ""
 
 
 def assemble(cls: type[Model], config: ModelConfig, weights: dict[str, Tensor], *, where: Path | str) -> Model:
