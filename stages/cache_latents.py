@@ -75,7 +75,7 @@ def measure_reconstructions(
     measured = {"psnr": float(psnr(originals, decoded).mean()), "ssim": float(ssim(originals, decoded).mean())}
     if not towers.has_image_tower or num < 2:
         why = "there is one held-out photo only" if towers.has_image_tower else "this CLIP has no image tower"
-        logger.warning("The Fréchet distance of reconstructions is not measured, nor asked for by cache_latents.gate: %s", why)
+        logger.warning("The Fréchet distance of reconstructions is not measured: %s", why)
         return measured
     look = clip_features(towers.encode_images, "")
     of_photos = look(lambda rows: originals[rows], num, batch_size=batch_size, desc="held-out photos")
@@ -86,8 +86,13 @@ def measure_reconstructions(
 def check_gate(measured: dict[str, float], gate: ReconstructionGate) -> None:
     """
     Raises:
-        ValueError: reconstructions are not as good as `gate` asks.
+        ValueError: reconstructions are not as good as `gate` asks, or it asks for a distance that could not be measured.
     """
+    if gate.max_frechet is not None and "frechet" not in measured:
+        raise ValueError(
+            f"cache_latents.gate.max_frechet is {gate.max_frechet}, but the Fréchet distance of reconstructions needs a CLIP with an image "
+            "tower and two held-out photos at least. Set it to null; min_psnr and min_ssim go on asking."
+        )
     found = shortfalls(measured, least={"psnr": gate.min_psnr, "ssim": gate.min_ssim}, most={"frechet": gate.max_frechet})
     if found:
         raise ValueError(

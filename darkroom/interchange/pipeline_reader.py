@@ -18,11 +18,18 @@ from darkroom.sampling import DiffusionConfig
 
 INDEX_FILE = "model_index.json"
 PIPELINE = "StableDiffusionPipeline"
+SAME_PARTS = ("StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipelineLegacy")  # the same parts, used in another way
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
 # names of weights files without their ending, and the endings, most wanted first
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 ENDINGS = (".safetensors", ".fp16.safetensors", ".bin")
 OLD_STEMS = {"text_encoder": "pytorch_model"}  # of .bin
+
+
+def weights_files(part: str) -> list[str]:
+    """What the weights of a part may be called, most wanted first."""
+    old = [f"{OLD_STEMS[part]}.bin"] if part in OLD_STEMS else []
+    return [STEMS[part] + ending for ending in ENDINGS] + old
 
 
 class PipelineFolder:
@@ -37,7 +44,7 @@ class PipelineFolder:
         if not (folder / INDEX_FILE).is_file():
             raise ValueError(f"{folder} has no {INDEX_FILE}: it is not the folder of a diffusers pipeline.")
         name = read_json(folder / INDEX_FILE).get("_class_name")
-        if name != PIPELINE:
+        if name not in (PIPELINE, *SAME_PARTS):
             raise ValueError(
                 f"{folder / INDEX_FILE}: a {name} is another architecture; only {PIPELINE} (Stable Diffusion 1.x and 2.x) is read."
             )
@@ -70,8 +77,7 @@ class PipelineFolder:
 
     def _weights(self, part: str) -> dict[str, Tensor]:
         folder = self.folder / part
-        names = [STEMS[part] + ending for ending in ENDINGS]
-        names += [f"{OLD_STEMS[part]}.bin"] if part in OLD_STEMS else []
+        names = weights_files(part)
         for name in names:
             if (folder / name).is_file():
                 return read_foreign_weights(folder / name)

@@ -58,7 +58,8 @@ def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_
     """How much the adversarial loss counts: the ratio of the two gradients' norms at the decoder's last layer, a scalar.
 
     Esser et al. 2021, equation 7, at most 10^4. The gradients are averaged over processes first, so that a batch has one weight
-    however it is split. The graph stays for the backward pass; nothing is added to any `.grad`.
+    however many share it (but each micro-step of `gradient_accumulation` has its own). The graph stays for the backward pass;
+    nothing is added to any `.grad`.
     """
     with torch.autocast(last_layer.device.type, enabled=False):
         gradients = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (reconstruction_loss, adversarial_loss)]

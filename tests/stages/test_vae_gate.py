@@ -96,13 +96,15 @@ def test_a_number_that_is_none_does_not_pass() -> None:
         check_gate({"psnr": math.nan}, ReconstructionGate(**OPEN | {"min_psnr": 20.0}))
 
 
-def test_without_an_image_tower_the_distance_is_not_asked_for_and_the_log_says_so(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_an_image_tower_there_is_no_distance_and_none_may_be_asked_for(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
     vae, towers, photos = models_of(trained)
     towers.model.visual = None
     measured = measure_reconstructions(vae, towers, photos, 8, CPU)
     assert set(measured) == {"psnr", "ssim"}
-    assert "not measured, nor asked for by cache_latents.gate: this CLIP has no image tower" in caplog.text
-    check_gate(measured, ReconstructionGate(**OPEN | {"max_frechet": 0.0}))
+    assert "not measured: this CLIP has no image tower" in caplog.text
+    check_gate(measured, ReconstructionGate(**OPEN))
+    with pytest.raises(ValueError, match=r"max_frechet is 5\.0, but .* needs a CLIP with an image tower.* Set it to null"):
+        check_gate(measured, ReconstructionGate(**OPEN | {"max_frechet": 5.0}))
 
 
 def test_of_a_single_photo_there_is_no_distance(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
