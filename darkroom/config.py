@@ -16,7 +16,7 @@ class Section(BaseModel):
 
 
 class IngestParams(Section):
-    size: int = Field(ge=16, le=4096)  # side of the square pictures, px
+    side: int = Field(ge=16, le=4096)  # side of the square pictures, px
     captions: list[Literal["text_file", "metadata", "folder"]]  # where to look, first hit wins; the template is last
     caption_template: str = Field(min_length=1)  # {folder} and {stem} may be used; the caption of a photo without one
     max_caption_characters: int = PositiveInt  # a longer caption rejects its photo
@@ -258,7 +258,7 @@ class FeatureParams(ClassifierPixels):
     kind: Literal["clip", "torchvision"]  # clip = the run's own
     arch: str = ""  # torchvision: e.g. squeezenet1_0
     weights: str = ""  # torchvision: a local .safetensors file
-    size: int = Field(default=224, gt=0)  # torchvision: px
+    side: int = Field(default=224, gt=0)  # torchvision: px
 
     @model_validator(mode="after")
     def _classifier_named(self) -> "FeatureParams":

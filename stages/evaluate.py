@@ -124,7 +124,7 @@ def make_extractor(params: FeatureParams, artist: TextToImage, clip_fingerprint:
     return torchvision_features(
         params.arch,
         Path(params.weights),
-        size=params.size,
+        size=params.side,
         channels=params.channels,
         scale=params.scale,
         mean=params.mean,

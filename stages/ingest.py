@@ -55,7 +55,7 @@ def to_sample(photo: Accepted, picture: bytes, member: str) -> Sample:
 def describe(findings: Findings, params: IngestParams, tables: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """What index.json says of the shards."""
     return {
-        "size": params.size,
+        "size": params.side,
         "format": params.format,
         "splits": tables,
         "num_images": {split: sum(len(shard["samples"]) for shard in table) for split, table in tables.items()},
@@ -63,7 +63,7 @@ def describe(findings: Findings, params: IngestParams, tables: dict[str, list[di
         "rejected": findings.reasons(),
         "num_duplicates": len(findings.duplicates),
         "num_ignored": len(findings.ignored),
-        "num_upscaled": len(findings.upscaled(params.size)),
+        "num_upscaled": len(findings.upscaled(params.side)),
         "photos": hash_json(sorted((photo.sha256, photo.caption.text) for photo in findings.accepted)),
     }
 

@@ -132,7 +132,7 @@ def check_shapes(config: UNetConfig, latents: LatentShards, folder: Path) -> Non
     if side % 2**halvings:
         raise ValueError(
             f"The latents are {side} wide, but the U-Net of train_unet.init ({folder}) halves them {halvings} times. "
-            f"Choose an ingest.size that gives latents of a multiple of {2**halvings}."
+            f"Choose an ingest.side that gives latents of a multiple of {2**halvings}."
         )
 
 

@@ -80,7 +80,7 @@ def load_or_build(params: TrainVaeParams, *, size: int) -> AutoencoderKL:
         vae.initialise(params.seed)
     if size % vae.config.stride:
         raise ValueError(
-            f"ingest.size is {size} px, but this VAE needs a multiple of {vae.config.stride} (one halving a level after the first)."
+            f"ingest.side is {size} px, but this VAE needs a multiple of {vae.config.stride} (one halving a level after the first)."
         )
     return vae
 

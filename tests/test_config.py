@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.stage.cache import _get_cache_hash
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
@@ -88,10 +89,10 @@ def test_a_missing_section_or_key_is_named(tmp_path: Path, content: dict[str, An
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [
-        ("ingest", "size", 0),
-        ("ingest", "size", "32"),  # a text is not a number
-        ("ingest", "size", 32.5),
-        ("ingest", "size", True),
+        ("ingest", "side", 0),
+        ("ingest", "side", "32"),  # a text is not a number
+        ("ingest", "side", 32.5),
+        ("ingest", "side", True),
         ("ingest", "val_fraction", 0.0),
         ("ingest", "val_fraction", 1.0),
         ("ingest", "max_rejected_fraction", 1.1),
@@ -130,11 +131,26 @@ def test_a_value_out_of_range_is_named_with_its_key(tmp_path: Path, content: dic
 
 
 def test_all_values_out_of_range_are_named_at_once(tmp_path: Path, content: dict[str, Any]) -> None:
-    content["ingest"]["size"] = 0
+    content["ingest"]["side"] = 0
     content["register"]["model_name"] = ""
     message = refused(tmp_path, content)
-    assert "`ingest.size`" in message
+    assert "`ingest.side`" in message
     assert "`register.model_name`" in message
+
+
+def names_in(schema: Any) -> set[str]:
+    """Of all fields, at any depth of a JSON schema."""
+    inner = list(schema.values()) if isinstance(schema, dict) else schema if isinstance(schema, list) else []
+    own = schema.get("properties", {}) if isinstance(schema, dict) else {}
+    return set(own).union(*map(names_in, inner))
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_dvc_tells_two_runs_apart_by_any_parameter(section: str) -> None:
+    """Its cache of runs leaves out the key `size` wherever it stands, and would restore what was made with another one."""
+    names = names_in(SECTIONS[section].model_json_schema())
+    assert names
+    assert [name for name in names if _get_cache_hash({"params": {name: 1}}) == _get_cache_hash({"params": {name: 2}})] == []
 
 
 def test_a_batch_that_cannot_be_split_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:

@@ -157,7 +157,7 @@ def test_a_vae_with_more_levels_than_the_pictures_divide_into_is_refused(workspa
         "mid_block_add_attention": False,
     }
     write_params(workspace / "params.yaml", train_vae={"model": model})
-    with pytest.raises(ValueError, match=r"ingest.size is 16 px.*multiple of 32"):
+    with pytest.raises(ValueError, match=r"ingest.side is 16 px.*multiple of 32"):
         run_stage("train_vae", workspace)
 
 

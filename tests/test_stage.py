@@ -38,7 +38,7 @@ def test_a_stage_publishes_its_outputs_with_what_made_them(command, tmp_path):
     command(write_outputs)
     index = read_index(tmp_path / "data" / "shards")
     assert index["stage"] == "ingest"
-    assert index["params"]["size"] == 16
+    assert index["params"]["side"] == 16
     assert index["content"] == {"num_images": 1}
     assert list(index["files"]) == ["train.tar"]
     assert leftovers(tmp_path) == ["note.json", "runs", "shards"]

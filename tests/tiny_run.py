@@ -21,7 +21,7 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # name -> reads,
 }
 TRAINING = {"steps": 4, "batch_size": 8, "log_every": 2, "val_every": 4, "checkpoint_every": 2, "warmup_steps": 1, "precision": "fp32"}
 CHANGES: dict[str, dict[str, Any]] = {
-    "ingest": {"size": 16, "num_workers": 1, "val_fraction": 0.25},
+    "ingest": {"side": 16, "num_workers": 1, "val_fraction": 0.25},
     "train_clip": TRAINING | {
         "model": {"embed_dim": 16, "image_size": 16, "patch_size": 8, "vision_width": 32, "vision_layers": 1, "text_width": 32,
                   "text_layers": 1, "context_length": 24},

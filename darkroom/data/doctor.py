@@ -148,7 +148,7 @@ PAGE = """<!doctype html>
 {% for line in summary %}
   <li>{{ line }}</li>
 {% endfor %}
-  <li>{{ num_train }} to train on, {{ num_val }} held out; pictures of {{ params.size }} px</li>
+  <li>{{ num_train }} to train on, {{ num_val }} held out; pictures of {{ params.side }} px</li>
 </ul>
 {% for title, rows in bars if rows %}
 <h2>{{ title }}</h2>

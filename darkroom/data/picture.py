@@ -50,7 +50,7 @@ Result = TypeVar("Result")
 class PictureStyle:
     """How pictures are made; the fields are those of `IngestParams`."""
 
-    size: int
+    side: int
     min_side: int
     max_megapixels: float
     background: str
@@ -170,7 +170,7 @@ def _describe(error: Exception, path: Path) -> str:
 
 def _develop(path: Path, style: PictureStyle) -> Picture:
     notes: list[str] = []
-    pixels, (height, width) = _fitted(path, (style.size, style.size), style.background, notes, style.min_side)
+    pixels, (height, width) = _fitted(path, (style.side, style.side), style.background, notes, style.min_side)
     return Picture(
         sha256=hash_file(path),
         pixels_sha256=hashlib.sha256(pixels.tobytes()).hexdigest(),

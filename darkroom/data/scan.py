@@ -220,8 +220,8 @@ def remarks(findings: Findings, params: IngestParams) -> list[str]:
     if findings.accepted and set(findings.caption_sources()) == {TEMPLATE}:
         looked = ", ".join(params.captions) or "nothing else"
         lines.append(f"no photo has a caption of its own (looked for {looked}): all take the template {params.caption_template!r}")
-    if upscaled := findings.upscaled(params.size):
-        lines.append(f"{len(upscaled)} photos are smaller than {params.size} px and were enlarged, e.g. {upscaled[0].source}")
+    if upscaled := findings.upscaled(params.side):
+        lines.append(f"{len(upscaled)} photos are smaller than {params.side} px and were enlarged, e.g. {upscaled[0].source}")
     if rows := findings.rows_without_photo:
         lines.append(f"{len(rows)} lines of metadata name no photo that is there, e.g. {rows[0]}")
     return lines

@@ -10,7 +10,7 @@ from PIL import ExifTags, Image, ImageCms, features
 
 from darkroom.data.picture import Picture, PictureStyle, Rejection, background_colour, develop, looks_like_image, read_upright
 
-STYLE = {"size": 16, "min_side": 1, "max_megapixels": 100.0, "background": "white", "format": "png", "jpeg_quality": 95}
+STYLE = {"side": 16, "min_side": 1, "max_megapixels": 100.0, "background": "white", "format": "png", "jpeg_quality": 95}
 WHITE, BLACK, RED, GREEN, BLUE = (255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
@@ -78,14 +78,14 @@ def exact(path: Path, side: int) -> np.ndarray:
 @pytest.mark.parametrize("shape", [(601, 401), (401, 601)])
 def test_large_photos_that_are_reduced_in_two_steps_look_like_the_exact_result(tmp_path, shape, suffix):
     path = save(checks(*shape), tmp_path / f"a.{suffix}", quality=92)
-    error = pixels(path, size=32) - exact(path, 32)
+    error = pixels(path, side=32) - exact(path, 32)
     assert 10 * np.log10(255**2 / (error**2).mean()) > 40  # dB
 
 
 @pytest.mark.parametrize("shape", [(607, 401), (401, 607)])
 def test_jpegs_that_are_decoded_small_are_not_shifted(tmp_path, shape):
     path = save(smooth(*shape), tmp_path / "a.jpg", quality=95)
-    error = pixels(path, size=32) - exact(path, 32)
+    error = pixels(path, side=32) - exact(path, 32)
     assert np.abs(error.mean(axis=(0, 1))).max() < 0.2  # grey levels; a shift by one pixel would be 0.6
 
 

@@ -9,7 +9,7 @@ from darkroom.config import IngestParams
 from darkroom.data.scan import Accepted, Duplicate, Findings, Rejected, check_usable, examine, list_files, summary
 
 PARAMS = IngestParams(
-    size=16,
+    side=16,
     captions=["text_file", "metadata", "folder"],
     caption_template="a cat",
     max_caption_characters=100,

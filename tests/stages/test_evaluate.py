@@ -303,7 +303,7 @@ def test_the_comparison_key_does_not_change_with_what_is_only_shown_or_how_it_is
 def test_captions_that_are_no_toy_cats_give_a_report_without_adherence(tmp_path, monkeypatch, made):
     monkeypatch.setenv("DARKROOM_TRACKING", "off")
     root = tmp_path / "project"
-    make_project(root, num_cats=60, ingest={"size": 16, "num_workers": 1, "val_fraction": 0.25, "captions": ["text_file"]})
+    make_project(root, num_cats=60, ingest={"side": 16, "num_workers": 1, "val_fraction": 0.25, "captions": ["text_file"]})
     run_stage("ingest", root)
     make_models(root / "data")
     metrics = evaluate(root, num_samples=8)
@@ -316,7 +316,7 @@ def test_distances_can_be_measured_in_the_features_of_a_local_classifier(project
     torch.manual_seed(0)
     weights = project / "squeezenet.safetensors"
     save_file(models.get_model("squeezenet1_1", weights=None).state_dict(), weights)
-    features = {"kind": "torchvision", "arch": "squeezenet1_1", "weights": str(weights), "size": 32}
+    features = {"kind": "torchvision", "arch": "squeezenet1_1", "weights": str(weights), "side": 32}
     metrics = evaluate(project, num_samples=8, features=features)
     assert metrics["features"].startswith("squeezenet1_1-")
     assert metrics["eval_key"] != evaluate(project, num_samples=8)["eval_key"]

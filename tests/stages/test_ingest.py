@@ -175,7 +175,7 @@ def test_real_photos_of_cats_go_through(tmp_path, shared):
     for path in sorted((shared / "data/cats").glob("*.jpg"))[::12]:
         (raw / path.name).symlink_to(path)
     write(raw, "metadata.jsonl", (shared / "data/cats/metadata.jsonl").read_bytes())
-    content = ingest(raw, tmp_path / "data", changed(size=64))
+    content = ingest(raw, tmp_path / "data", changed(side=64))
     assert content["rejected"] == {}
     assert set(content["captions"]) == {"metadata"}
     images = ImageShards(tmp_path / "data/shards", "train").images(range(20))

@@ -29,7 +29,7 @@ from tests.tiny_run import run_stage
 ROOT = Path(__file__).parents[2]
 SAMPLING = {"sampler": "ddim", "spacing": "trailing", "steps": 2, "guidance_scale": 2.0}
 SMALL: dict[str, dict[str, Any]] = {  # what a preset is changed in, so that it ends in seconds and bears random weights
-    "ingest": {"size": 64, "min_side": 16, "num_workers": 1, "val_fraction": 0.25},
+    "ingest": {"side": 64, "min_side": 16, "num_workers": 1, "val_fraction": 0.25},
     "train_vae": {"num_pictures": 2},
     "cache_latents": {"gate": {"min_psnr": None, "min_ssim": None, "max_frechet": None}},
     "train_unet": {
@@ -45,7 +45,7 @@ SMALL: dict[str, dict[str, Any]] = {  # what a preset is changed in, so that it 
         "num_samples": 4,
         "num_grid": 2,
         "sampling": SAMPLING,
-        "features": {"kind": "torchvision", "arch": "squeezenet1_0", "weights": "weights/squeezenet1_0.safetensors", "size": 64},
+        "features": {"kind": "torchvision", "arch": "squeezenet1_0", "weights": "weights/squeezenet1_0.safetensors", "side": 64},
     },
 }
 

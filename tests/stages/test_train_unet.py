@@ -196,7 +196,7 @@ def test_an_init_that_no_run_or_import_wrote_is_refused(workspace):
         ({"cross_attention_dim": 48}, r"embeddings of width 48, but those of data/clip have 32\. Set train_clip"),
         (
             {"block_out_channels": [8] * 5, "down_block_types": ["DownBlock2D"] * 5, "attention_head_dim": 2},
-            r"8 wide, .* halves them 4 times\. Choose an ingest\.size .* multiple of 16",
+            r"8 wide, .* halves them 4 times\. Choose an ingest\.side .* multiple of 16",
         ),
     ],
 )
