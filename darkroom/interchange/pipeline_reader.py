@@ -42,6 +42,8 @@ class PipelineFolder:
         """
         self.folder = folder
         if not (folder / INDEX_FILE).is_file():
+            if (folder / "clip").is_dir() and (folder / "unet").is_dir():
+                raise ValueError(f"{folder} is a model of ours already: draw with `darkroom sample --model {folder}`, or train from it.")
             raise ValueError(f"{folder} has no {INDEX_FILE}: it is not the folder of a diffusers pipeline.")
         name = read_json(folder / INDEX_FILE).get("_class_name")
         if name not in (PIPELINE, *SAME_PARTS):

@@ -81,13 +81,24 @@ class Settings:
         return [slice(start, start + self.batch_size) for start in range(0, num, self.batch_size)]
 
 
-def check_one_each(prompts: list[str], **lists: Sized | None) -> None:
+def check_one_each(prompts: Sequence[str], **lists: Sized | None) -> None:
     """
     Raises:
         ValueError: `seeds`, `noise` or another list that is not as long as that of the prompts, or neither seeds nor noise.
     """
+    check_texts(prompts=prompts, **lists)
     for name, items in lists.items():
         if items is not None and len(items) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts but {len(items)} {name}: give one a prompt.")
     if lists["seeds"] is None and lists["noise"] is None:
         raise ValueError("Pictures are drawn from noise: give seeds, one a prompt, or noise.")
+
+
+def check_texts(**lists: Sized | None) -> None:
+    """
+    Raises:
+        ValueError: one text where a list is taken; its letters would be drawn.
+    """
+    for name, items in lists.items():
+        if isinstance(items, str):
+            raise ValueError(f"{name} is the text {items[:40]!r}; give a list of texts, one a picture.")

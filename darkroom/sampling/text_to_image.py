@@ -27,7 +27,7 @@ from darkroom.sampling.diffusion_config import DiffusionConfig
 from darkroom.sampling.guided import guided_denoiser
 from darkroom.sampling.noise import SeededNoise, no_noise
 from darkroom.sampling.path import along, check_stops
-from darkroom.sampling.settings import Options, Settings, check_one_each
+from darkroom.sampling.settings import Options, Settings, check_one_each, check_texts
 
 logger = logging.getLogger(__name__)
 
@@ -122,9 +122,9 @@ class TextToImage:
             ValueError: lists of different lengths, an unknown sampler or spacing, a number out of range, an image, a mask or noise of
                 another shape, a size that the VAE's stride does not divide, CLIP guidance without CLIP's image tower.
         """
+        check_one_each(prompts, seeds=seeds, noise=noise, negative_prompts=negative_prompts)
         prompts = list(prompts)
         negatives = [""] * len(prompts) if negative_prompts is None else list(negative_prompts)
-        check_one_each(prompts, seeds=seeds, noise=noise, negative_prompts=negatives)
         settings = Settings.resolve(
             self.config,
             steps=steps,
@@ -178,6 +178,7 @@ class TextToImage:
         )
         if not settings.num_steps:
             raise ValueError("strength is 0: there is no noise to find. It should be above 0, and at most 1.")
+        check_texts(prompts=prompts)
         prompts = list(prompts)
         canvas = self._canvas(len(prompts), image=image)
         self._warn_of_lost_words(prompts)
@@ -212,6 +213,7 @@ class TextToImage:
         Raises:
             ValueError: as `sample`; fewer than two stops or pictures, or a sampler that draws fresh noise.
         """
+        check_texts(prompts=prompts)
         check_stops(len(prompts), len(seeds), num)
         settings = Settings.resolve(self.config, **options)
         canvas = self._canvas(num, size=size)

@@ -1,6 +1,7 @@
 """A diffusers folder, imported: every part computes what the original computes, and the whole draws the same pictures."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,19 @@ def test_an_import_that_fails_leaves_nothing(source: Path, tmp_path: Path) -> No
 def test_a_source_that_is_nowhere_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is not there: give the folder of a diffusers pipeline, a single file, or OWNER/NAME"):
         import_model(str(tmp_path / "nothing"), tmp_path / "out")
+
+
+def test_a_model_of_ours_is_not_imported_again(sd1: Imported, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is a model of ours already: draw with `darkroom sample --model"):
+        import_model(str(sd1.folder), tmp_path / "out")
+
+
+def test_the_pipeline_of_image_to_image_has_the_same_parts(sd1: Imported, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(sd1.source, tmp_path / "source"))
+    change(source / "model_index.json", _class_name="StableDiffusionImg2ImgPipeline")
+    import_model(str(source), tmp_path / "out")
+    for file in sorted(path.relative_to(sd1.folder) for path in sd1.folder.rglob("*.safetensors")):
+        assert (tmp_path / "out" / file).read_bytes() == (sd1.folder / file).read_bytes()
 
 
 def test_a_folder_that_is_no_pipeline_is_told(tmp_path: Path) -> None:

@@ -139,6 +139,17 @@ def test_no_prompts_are_no_pictures(artist: TextToImage) -> None:
     assert artist.sample([], seeds=[]).shape == (0, SIDE, SIDE, 3)
 
 
+def test_one_text_is_no_list_of_its_letters(artist: TextToImage) -> None:
+    with pytest.raises(ValueError, match="prompts is the text 'a cat'; give a list of texts, one a picture"):
+        artist.sample("a cat", seeds=range(5))
+    with pytest.raises(ValueError, match="negative_prompts is the text 'x'"):
+        artist.sample(["a"], seeds=[1], negative_prompts="x")
+    with pytest.raises(ValueError, match="prompts is the text 'a'"):
+        artist.invert(np.zeros((SIDE, SIDE, 3), np.uint8), "a")
+    with pytest.raises(ValueError, match="prompts is the text 'ab'"):
+        artist.interpolate("ab", seeds=[1], num=3)
+
+
 @pytest.mark.parametrize("name", ["seeds", "noise", "negative_prompts"])
 def test_lists_are_as_long_as_that_of_the_prompts(artist: TextToImage, name: str) -> None:
     given: dict[str, Any] = {"seeds": [1, 2]} | {name: {"seeds": [1], "noise": torch.zeros(1, 4, 8, 8), "negative_prompts": ["a"]}[name]}
