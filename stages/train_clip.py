@@ -18,19 +18,24 @@ from darkroom.training.loop import Curves, train
 def run(stage: Stage[TrainClipParams]) -> None:
     params = stage.params
     shards = stage.inputs["shards"]
-    towers = (
-        ClipTowers.build(params.model.model_dump(), seed=params.seed) if params.mode == "scratch" else ClipTowers.load(params.pretrained)
-    )
+    new = params.mode == "scratch"
+    towers = ClipTowers.build(params.model.model_dump(), seed=params.seed) if new else ClipTowers.load(params.pretrained)
+    init = "" if new else towers.fingerprint()
     towers.conditioning = conditioning(params, towers.conditioning)
     curves = Curves()
     if params.mode != "pretrained":
         task = ClipTask(towers, ImageShards(shards, "train"), ImageShards(shards, "val"), seed=params.seed)
-        curves = train(task, params, name=stage.name, scratch=stage.scratch, tracker=stage.tracker)
+        curves = train(task, params, name=stage.name, scratch=stage.scratch / init, tracker=stage.tracker)
     if stage.is_main:
         towers.save(stage.outs["clip"])
         curves.write(stage.outs["clip"])
         write_json(stage.outs["clip"] / "metrics.json", curves.last_validation())
-        stage.content["clip"] = {"mode": params.mode, "context_length": towers.context_length, "context_dim": towers.context_dim}
+        stage.content["clip"] = {
+            "mode": params.mode,
+            "init": init,
+            "context_length": towers.context_length,
+            "context_dim": towers.context_dim,
+        }
 
 
 def conditioning(params: TrainClipParams, stored: TextConditioning) -> TextConditioning:

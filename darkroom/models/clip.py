@@ -1,5 +1,6 @@
 """CLIP's two towers (Radford et al. 2021): the only door to open_clip."""
 
+import hashlib
 import json
 import math
 import pickle
@@ -150,6 +151,14 @@ class ClipTowers(nn.Module):
         weights = {key: value.detach().float().cpu().contiguous() for key, value in self.model.state_dict().items()}
         save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         self.conditioning.save(folder)
+
+    def fingerprint(self) -> str:
+        """sha256 of the weights: of what a training began with, wherever it came from."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def has_image_tower(self) -> bool:
