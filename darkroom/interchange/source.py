@@ -1,16 +1,11 @@
-"""A model to read, wherever it lies; and the one that lies in a folder of ours."""
+"""A model to read, wherever it lies."""
 
-from pathlib import Path
 from typing import Protocol
 
 from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel
-from darkroom.models.weights import load_model
-from darkroom.provenance import INDEX, check_lineage, read_index
 from darkroom.sampling import DiffusionConfig
-
-PARTS = ("clip", "vae", "unet")
 
 
 class Source(Protocol):
@@ -23,31 +18,3 @@ class Source(Protocol):
     def unet(self) -> UNet2DConditionModel: ...
 
     def diffusion(self) -> DiffusionConfig: ...
-
-
-class ModelFolder:
-    """clip/, vae/ and unet/, as the stages and `import_model` write them."""
-
-    def __init__(self, folder: Path) -> None:
-        """
-        Raises:
-            ValueError: a part is missing or damaged, or the parts are of different runs.
-        """
-        if missing := [name for name in PARTS if not (folder / name).is_dir()]:
-            raise ValueError(
-                f"{folder} has no folder {missing[0]}/: a model is a folder with clip/, vae/ and unet/ (data/ after `dvc repro`)."
-            )
-        check_lineage({name: read_index(folder / name) for name in PARTS if (folder / name / INDEX).is_file()})
-        self.folder = folder
-
-    def clip(self) -> ClipTowers:
-        return ClipTowers.load(self.folder / "clip")
-
-    def vae(self) -> AutoencoderKL:
-        return load_model(AutoencoderKL, self.folder / "vae")
-
-    def unet(self) -> UNet2DConditionModel:
-        return load_model(UNet2DConditionModel, self.folder / "unet")
-
-    def diffusion(self) -> DiffusionConfig:
-        return DiffusionConfig.load(self.folder / "unet")

@@ -9,10 +9,11 @@ from darkroom.interchange.ldm_reader import SingleFile
 from darkroom.interchange.ldm_writer import write_single_file
 from darkroom.interchange.pipeline_reader import PipelineFolder
 from darkroom.interchange.pipeline_writer import write_pipeline
-from darkroom.interchange.source import ModelFolder, Source
+from darkroom.interchange.source import Source
 from darkroom.models.unet import UNetConfig
 from darkroom.models.weights import save_model
 from darkroom.provenance import replacing
+from darkroom.sampling.model_folder import ModelFolder
 
 Format = Literal["diffusers", "single-file"]
 

@@ -17,14 +17,13 @@ from darkroom.diffusion.samplers import NoiseAt
 from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel
-from darkroom.models.weights import load_model
 from darkroom.pixels import to_float, to_uint8
 from darkroom.progress import progress
-from darkroom.provenance import INDEX, check_lineage, read_index
 from darkroom.sampling.batch import Batch, draw
 from darkroom.sampling.canvas import Canvas, Given, pixel_mask, resolve_strength
 from darkroom.sampling.diffusion_config import DiffusionConfig
 from darkroom.sampling.guided import guided_denoiser
+from darkroom.sampling.model_folder import ModelFolder
 from darkroom.sampling.noise import SeededNoise, no_noise
 from darkroom.sampling.path import along, check_stops
 from darkroom.sampling.settings import Options, Settings, check_one_each, check_texts
@@ -61,23 +60,16 @@ class TextToImage:
             from darkroom.tracking.registry import download
 
             source = download(str(source))
-        folder = Path(source)
-        parts = {name: folder / name for name in ("clip", "vae", "unet")}
-        if missing := [name for name, part in parts.items() if not part.is_dir()]:
-            raise ValueError(
-                f"{folder} has no folder {missing[0]}/: a model is a folder with clip/, vae/ and unet/ (data/ after `dvc repro`)."
-            )
-        check_lineage({name: read_index(part) for name, part in parts.items() if (part / INDEX).is_file()})
-        vae = load_model(AutoencoderKL, parts["vae"])
-        unet = load_model(UNet2DConditionModel, parts["unet"])
+        folder = ModelFolder(Path(source))
+        vae, unet = folder.vae(), folder.unet()
         side = unet.config.sample_size
         assert side is not None, "train_unet writes it"
         device = device or best_device()
         return cls(
             vae=vae.to(device).requires_grad_(False),  # CLIP guidance asks for gradients, but not for theirs
             unet=unet.to(device).requires_grad_(False),
-            clip=ClipTowers.load(parts["clip"]).to(device).requires_grad_(False),
-            config=DiffusionConfig.load(parts["unet"]),
+            clip=folder.clip().to(device).requires_grad_(False),
+            config=folder.diffusion(),
             latent_shape=(unet.config.in_channels, side, side),
         )
 

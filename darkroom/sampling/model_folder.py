@@ -1,0 +1,40 @@
+"""A model on the disk: what the stages, an import and the registry leave in one folder."""
+
+from pathlib import Path
+
+from darkroom.models.autoencoder import AutoencoderKL
+from darkroom.models.clip import ClipTowers
+from darkroom.models.unet import UNet2DConditionModel
+from darkroom.models.weights import load_model
+from darkroom.provenance import INDEX, check_lineage, read_index
+from darkroom.sampling.diffusion_config import DiffusionConfig
+
+PARTS = ("clip", "vae", "unet")
+
+
+class ModelFolder:
+    """clip/, vae/ and unet/. Each part is read when it is asked for, so that not all of them need be in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Raises:
+            ValueError: a part is missing or damaged, or the parts are of different runs.
+        """
+        if missing := [name for name in PARTS if not (folder / name).is_dir()]:
+            raise ValueError(
+                f"{folder} has no folder {missing[0]}/: a model is a folder with clip/, vae/ and unet/ (data/ after `dvc repro`)."
+            )
+        check_lineage({name: read_index(folder / name) for name in PARTS if (folder / name / INDEX).is_file()})
+        self.folder = folder
+
+    def clip(self) -> ClipTowers:
+        return ClipTowers.load(self.folder / "clip")
+
+    def vae(self) -> AutoencoderKL:
+        return load_model(AutoencoderKL, self.folder / "vae")
+
+    def unet(self) -> UNet2DConditionModel:
+        return load_model(UNet2DConditionModel, self.folder / "unet")
+
+    def diffusion(self) -> DiffusionConfig:
+        return DiffusionConfig.load(self.folder / "unet")
