@@ -58,9 +58,14 @@ def run(stage: Stage[TrainUnetParams]) -> None:
     curves = Curves()
     if params.steps:
         task = DiffusionTask(unet, latents, held_out, params, vae=vae, schedule=diffusion.schedule)
-        scratch = stage.scratch / init if init else stage.scratch
         curves = train(
-            task, params, name=stage.name, scratch=scratch, tracker=stage.tracker, pictures=draw, pictures_every=params.sample_every
+            task,
+            params,
+            name=stage.name,
+            scratch=stage.scratch / init,
+            tracker=stage.tracker,
+            pictures=draw,
+            pictures_every=params.sample_every,
         )
     else:
         unet.to(best_device())

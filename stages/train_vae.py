@@ -39,8 +39,7 @@ def run(stage: Stage[TrainVaeParams]) -> None:
         )
 
     task = VaeTask(vae, photos, held_out, params)
-    scratch = stage.scratch / init if init else stage.scratch
-    curves = train(task, params, name=stage.name, scratch=scratch, tracker=stage.tracker, pictures=log_reconstructions)
+    curves = train(task, params, name=stage.name, scratch=stage.scratch / init, tracker=stage.tracker, pictures=log_reconstructions)
     if not stage.is_main:
         return
     device = best_device()
