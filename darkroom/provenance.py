@@ -1,23 +1,21 @@
-"""Folders that know what made them: written whole or not at all, with an index.json that the reader checks.
+"""Output folders that know what made them: written whole or not at all, with an index.json that the reader checks.
 
-`index.json` holds `stage`, `params`, `inputs` (name -> fingerprint), `ancestors` (the inputs of the inputs), `code`
-(sha256 of the modules that ran), `files` (path -> bytes and sha256), `fingerprint` (sha256 of the files table) and
-`content` (what the stage adds). It has no clock and no run id, so that the same work gives the same bytes; the run id
-lies beside it, in `data/runs/<stage>.json`.
+`index.json` holds `stage`, `params`, `inputs` (name -> fingerprint), `ancestors` (the inputs of the inputs), `files` (path -> bytes
+and sha256), `fingerprint` (sha256 of the files table) and `content` (what the stage adds). It has no clock, no run id and no hash of
+the code, so that an output is what its bytes are: a stage that runs again and makes the same bytes re-runs nothing behind it. The run
+id and the code identity lie beside it, in `data/runs/<stage>.json`.
 """
 
 import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 INDEX = "index.json"
-WATCHING = ("darkroom.tracking", "darkroom.progress")  # record what happens and shape no output
 
 
 def canonical_json(value: Any) -> str:
@@ -32,13 +30,6 @@ def hash_json(value: Any) -> str:
 def hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def running_code() -> str:
-    """sha256 of the source of our modules that this process has imported, but for those that only watch it."""
-    ours = {name: module for name, module in sys.modules.items() if name.split(".")[0] in ("darkroom", "stages")}
-    shaping = {name: getattr(module, "__file__", None) for name, module in ours.items() if not name.startswith(WATCHING)}
-    return hash_json({name: hash_file(Path(source)) for name, source in shaping.items() if source})
 
 
 @contextmanager
@@ -107,7 +98,6 @@ def write_index(
         "params": params,
         "inputs": {name: index["fingerprint"] for name, index in inputs.items()},
         "ancestors": ancestors,
-        "code": running_code(),
         "files": files,
         "fingerprint": hash_json(files),
         "content": content,

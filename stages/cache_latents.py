@@ -23,7 +23,7 @@ from darkroom.models.clip import ClipTowers
 from darkroom.models.weights import load_model
 from darkroom.pixels import map_pictures, to_float
 from darkroom.progress import progress
-from darkroom.stage import Stage, main
+from darkroom.stage import Contract, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -135,5 +135,7 @@ def warn_of_lost_words(towers: ClipTowers, captions: list[str]) -> None:
         )  # fmt: skip
 
 
+STAGE = Contract("cache_latents", run, reads=("shards", "vae", "clip"), writes=("latents",))
+
 if __name__ == "__main__":
-    main("cache_latents", run, reads=("shards", "vae", "clip"), writes=("latents",))
+    STAGE.main()

@@ -30,7 +30,7 @@ from darkroom.evaluation.report import Gallery, write_report
 from darkroom.pixels import map_pictures, to_float
 from darkroom.provenance import hash_json, write_json
 from darkroom.sampling import TextToImage
-from darkroom.stage import Stage, main
+from darkroom.stage import Contract, Stage
 from darkroom.training.likelihood import PhotoModel, PixelLikelihood, bound_numbers, photo_bounds
 
 MAX_PHOTOS = 10_000  # of each split that distances are measured to: the first in the order of their keys, which are hashes
@@ -270,5 +270,7 @@ def charts(folders: dict[str, Path]) -> dict[str, str]:
     return found
 
 
+STAGE = Contract("evaluate", run, reads=("shards", "vae", "clip", "unet"), writes=("report",))
+
 if __name__ == "__main__":
-    main("evaluate", run, reads=("shards", "vae", "clip", "unet"), writes=("report",))
+    STAGE.main()

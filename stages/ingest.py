@@ -15,7 +15,7 @@ from darkroom.data.scan import Accepted, Findings, check_usable, examine, facts,
 from darkroom.data.shards import IMAGE_MEMBERS, Sample, Spool, write_spooled
 from darkroom.data.splits import split_by_hash
 from darkroom.provenance import canonical_json, hash_json
-from darkroom.stage import Stage, main
+from darkroom.stage import Contract, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -75,5 +75,7 @@ def _track(stage: Stage[IngestParams], findings: Findings, doctor: Path) -> None
     stage.tracker.log_artifact(doctor / "report.html")
 
 
+STAGE = Contract("ingest", run, reads=("raw",), writes=("shards", "doctor"))
+
 if __name__ == "__main__":
-    main("ingest", run, reads=("raw",), writes=("shards", "doctor"))
+    STAGE.main()

@@ -11,7 +11,7 @@ from typing import Any
 
 from darkroom.config import RegisterParams
 from darkroom.provenance import write_json
-from darkroom.stage import RAW, Stage, main
+from darkroom.stage import RAW, Contract, Stage
 from darkroom.tracking.bundle import BUNDLE, PARTS, build_bundle
 from darkroom.tracking.gate import Policy, Report
 from darkroom.tracking.lineage import git_tags, lock_hashes
@@ -74,5 +74,8 @@ def _sentence(name: str, record: dict[str, Any]) -> str:
     return f"Version {record['version']} of `{name}` is now {record['decision']}: {record['reason']}."
 
 
+RUNS = tuple(f"runs/{name}.json" for name in ("ingest", "train_clip", "train_vae", "cache_latents", "train_unet", "evaluate"))
+STAGE = Contract("register", run, reads=("vae", "clip", "unet", "report", *RUNS), writes=("registered.json",))
+
 if __name__ == "__main__":
-    main("register", run, reads=("vae", "clip", "unet", "report"), writes=("registered.json",))
+    STAGE.main()

@@ -10,7 +10,7 @@ from darkroom.data.shards import ImageShards
 from darkroom.models.clip import ClipTowers
 from darkroom.models.text_conditioning import TextConditioning
 from darkroom.provenance import write_json
-from darkroom.stage import Stage, main
+from darkroom.stage import Contract, Stage
 from darkroom.training.clip_task import ClipTask
 from darkroom.training.loop import Curves, train
 
@@ -46,5 +46,7 @@ def conditioning(params: TrainClipParams, stored: TextConditioning) -> TextCondi
     )
 
 
+STAGE = Contract("train_clip", run, reads=("shards",), writes=("clip",))
+
 if __name__ == "__main__":
-    main("train_clip", run, reads=("shards",), writes=("clip",))
+    STAGE.main()

@@ -27,7 +27,7 @@ from darkroom.models.weights import hash_init, load_model, save_model
 from darkroom.provenance import write_json
 from darkroom.sampling import DiffusionConfig, TextToImage
 from darkroom.sampling.diffusion_config import DIFFUSION
-from darkroom.stage import Stage, main
+from darkroom.stage import Contract, Stage
 from darkroom.training.diffusion_task import DiffusionTask
 from darkroom.training.loop import Curves, train
 
@@ -170,5 +170,7 @@ def unet_config(params: TrainUnetParams, latents: LatentShards) -> UNetConfig:
     )
 
 
+STAGE = Contract("train_unet", run, reads=("latents", "vae", "clip"), writes=("unet",))
+
 if __name__ == "__main__":
-    main("train_unet", run, reads=("latents", "vae", "clip"), writes=("unet",))
+    STAGE.main()

@@ -20,7 +20,7 @@ from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from darkroom.models.weights import hash_init, load_model, save_model
 from darkroom.pixels import map_pictures
 from darkroom.provenance import write_json
-from darkroom.stage import Stage, main
+from darkroom.stage import Contract, Stage
 from darkroom.training.latent_scale import measure_latents
 from darkroom.training.loop import train
 from darkroom.training.vae_task import VaeTask
@@ -100,5 +100,7 @@ def reconstruction_grid(vae: AutoencoderKL, photos: ImageShards, num: int, batch
     return picture_grid(np.concatenate(padded), columns)
 
 
+STAGE = Contract("train_vae", run, reads=("shards",), writes=("vae",))
+
 if __name__ == "__main__":
-    main("train_vae", run, reads=("shards",), writes=("vae",))
+    STAGE.main()

@@ -12,9 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from darkroom.params_file import read_yaml
-from darkroom.provenance import WATCHING
-
 ROOT = Path(__file__).parents[1]
 OURS = ("darkroom", "stages", "flows")
 GROUND = ("darkroom.config", "darkroom.device", "darkroom.params_file", "darkroom.pixels", "darkroom.progress", "darkroom.provenance")
@@ -23,6 +20,7 @@ GROUND = ("darkroom.config", "darkroom.device", "darkroom.params_file", "darkroo
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "darkroom": (),  # what stands in no room: the ground floor imports nothing of ours
     "darkroom.params_file": ("darkroom.config",),
+    "darkroom.source_code": ("darkroom.provenance",),
     "darkroom.models": GROUND,
     "darkroom.diffusion": GROUND,
     "darkroom.data": GROUND,
@@ -32,7 +30,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "darkroom.training": (*GROUND, "darkroom.models", "darkroom.diffusion", "darkroom.data", "darkroom.tracking.tracker"),
     "darkroom.sampling": (*GROUND, "darkroom.models", "darkroom.diffusion", "darkroom.tracking.registry"),
     "darkroom.interchange": (*GROUND, "darkroom.models", "darkroom.diffusion", "darkroom.sampling"),
-    "darkroom.stage": (*GROUND, "darkroom.tracking"),
+    "darkroom.stage": (*GROUND, "darkroom.source_code", "darkroom.tracking"),
     "darkroom.cli": (*GROUND, "darkroom.sampling", "darkroom.interchange", "darkroom.tracking", "darkroom.data", "darkroom.evaluation"),
     "stages": ("darkroom",),
     "flows": ("darkroom.config",),
@@ -142,7 +140,6 @@ def test_files_and_functions_are_small_and_have_a_noun_for_a_name(path: Path) ->
 
 @pytest.mark.parametrize("package", OURS)
 def test_a_package_has_nothing_but_a_docstring_and_a_version(package: str) -> None:
-    """They are imported by every stage and are no `deps` of one."""
     for node in TREES[package].body:
         is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         is_version = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__"
@@ -206,45 +203,3 @@ def test_importing_the_flows_prints_nothing_and_loads_no_library(tmp_path: Path,
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     names = [name for name in FILES if inside(name, "flows")]
     assert not modules_after(IMPORT_FLOWS, names, tmp_path) & {"torch", "mlflow", "stages", "darkroom.models"}
-
-
-def named_as_files(name: str) -> set[str]:
-    """Modules beside it that it names as files, as MLflow wants them: "served_model.py"."""
-    texts = {node.value for node in ast.walk(TREES[name]) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    package = name.rpartition(".")[0]
-    return {f"{package}.{text.removesuffix('.py')}" for text in texts if text.endswith(".py")} & set(FILES)
-
-
-def closure(names: set[str]) -> set[str]:
-    """These modules and all of ours that they import or start, directly or not; packages that say nothing are left out."""
-    found: set[str] = set()
-    while names:
-        found |= names
-        packages = {name.rpartition(".")[0] for name in names if "." in name}
-        names = (packages | set().union(*(our_modules(TREES[name]) | named_as_files(name) for name in names))) - found
-    return {name for name in found - set(OURS) if FILES[name].stat().st_size}
-
-
-STAGES = read_yaml(ROOT / "dvc.yaml")["stages"]
-
-
-def code_deps(stage: str) -> set[str]:
-    return {dep for dep in STAGES[stage]["deps"] if dep.split("/")[0] in OURS}
-
-
-def covers(dep: str, path: Path) -> bool:
-    return (ROOT / dep) in (path, *path.parents)
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_depends_on_all_code_it_runs_and_on_no_other(stage: str) -> None:
-    entry = {word for word in STAGES[stage]["cmd"].split() if word in FILES}
-    assert entry
-    watching = {name for name in closure(entry) if name.startswith(WATCHING)}
-    if any(name.startswith(WATCHING) for name in our_modules(TREES[f"stages.{stage}"])):
-        watching = set()  # what watches other stages is the work of this one
-    paths = {FILES[name] for name in closure(entry) - watching}
-    missing = {str(path.relative_to(ROOT)) for path in paths if not any(covers(dep, path) for dep in code_deps(stage))}
-    assert not missing, f"add to `deps` of {stage} in dvc.yaml"
-    idle = {dep for dep in code_deps(stage) if not any(covers(dep, path) for path in paths)}
-    assert not idle, f"take out of `deps` of {stage} in dvc.yaml: changing it would re-run the stage for nothing"

@@ -1,6 +1,5 @@
 """The pipeline in small, stage by stage in this process: what it leaves, that it is deterministic, and what it refuses."""
 
-import ast
 import json
 import shutil
 from collections.abc import Iterator
@@ -38,18 +37,10 @@ def workspace(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return tmp_path / "project"
 
 
-def test_the_table_of_this_test_is_what_the_stages_declare():
-    for name, (reads, writes) in STAGES.items():
-        tree = ast.parse((Path(__file__).parents[1] / "stages" / f"{name}.py").read_text(encoding="utf-8"))
-        call = next(node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "main")
-        declared = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-        assert declared == {"reads": reads, "writes": writes}
-
-
 def test_every_output_is_in_place_and_nothing_half_made(finished):
     data = finished / "data"
     for name in DRAWING:
-        for out in STAGES[name][1]:
+        for out in STAGES[name].writes:
             assert read_index(data / out)["stage"] == name
         assert json.loads((data / "runs" / f"{name}.json").read_text()) is not None
     assert not list(data.rglob("*.tmp"))

@@ -1,6 +1,7 @@
 """One word per step: the DVC stage, the file in stages/, the section of params.yaml, the Prefect task, the page in docs/."""
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -8,9 +9,12 @@ import pytest
 
 from darkroom.config import SECTIONS
 from darkroom.params_file import read_yaml
+from darkroom.source_code import stage_names
+from stages import register
 
 ROOT = Path(__file__).parents[1]
-WORDS = list(read_yaml(ROOT / "dvc.yaml")["stages"])  # the Prefect tasks are read from here too
+STAGES = read_yaml(ROOT / "dvc.yaml")["stages"]  # the Prefect tasks are read from here too
+WORDS = [word for word in STAGES if word != "code"]  # `code` watches the others: it has no parameters, no page and no data of its own
 
 
 def test_the_files_in_stages_are_the_dvc_stages() -> None:
@@ -19,18 +23,32 @@ def test_the_files_in_stages_are_the_dvc_stages() -> None:
 
 @pytest.mark.parametrize("word", WORDS)
 def test_a_dvc_stage_starts_its_file_and_reads_its_section(word: str) -> None:
-    stage = read_yaml(ROOT / "dvc.yaml")["stages"][word]
-    assert re.findall(r"stages\.(\w+)", stage["cmd"]) == [word]
-    assert stage["params"] == [word]
-    assert f"stages/{word}.py" in stage["deps"]
-    assert f"data/runs/{word}.json" in stage["outs"]
-    assert stage["desc"]
+    assert re.findall(r"stages\.(\w+)", STAGES[word]["cmd"]) == [word]
+    assert STAGES[word]["params"] == [word]
+    assert STAGES[word]["desc"]
 
 
 @pytest.mark.parametrize("word", WORDS)
-def test_a_file_in_stages_calls_itself_by_its_name(word: str) -> None:
-    text = (ROOT / "stages" / f"{word}.py").read_text(encoding="utf-8")
-    assert re.findall(r'^    main\(\s*"(\w+)", run,', text, re.MULTILINE) == [word]
+def test_a_file_in_stages_calls_itself_by_its_name_and_reads_and_writes_what_dvc_yaml_says(word: str) -> None:
+    contract = importlib.import_module(f"stages.{word}").STAGE
+    assert contract.name == word
+    assert sorted(STAGES[word]["deps"]) == sorted(f"data/{item}" for item in (*contract.reads, f"code/{word}.json"))
+    assert sorted(STAGES[word]["outs"]) == sorted(f"data/{item}" for item in (*contract.writes, f"runs/{word}.json"))
+
+
+def test_register_reads_the_run_of_every_stage_before_it() -> None:
+    assert [f"runs/{word}.json" for word in WORDS[:-1]] == [item for item in register.STAGE.reads if item.startswith("runs/")]
+
+
+def test_the_code_of_every_stage_is_looked_at_each_time() -> None:
+    assert STAGES["code"]["always_changed"] is True
+    assert STAGES["code"]["outs"] == ["data/code"]
+    assert "deps" not in STAGES["code"]
+    assert stage_names() == sorted(WORDS)
+
+
+def test_dvc_yaml_can_be_read_at_a_glance() -> None:
+    assert len((ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines()) <= 150
 
 
 @pytest.mark.parametrize("file", ["params.yaml", *sorted(f"presets/{path.name}" for path in (ROOT / "presets").glob("*.yaml"))])

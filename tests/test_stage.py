@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from darkroom.provenance import read_index
-from darkroom.stage import Stage, main
+from darkroom.stage import Contract, Stage
 from tests.tiny_run import write_params
 
 
@@ -19,7 +19,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["ingest", "--params", str(tmp_path / "params.yaml"), "--data", str(tmp_path / "data")])
 
     def start(run) -> None:
-        main("ingest", run, reads=("raw",), writes=("shards", "note.json"))
+        Contract("ingest", run, reads=("raw",), writes=("shards", "note.json")).main()
 
     return start
 

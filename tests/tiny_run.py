@@ -8,16 +8,12 @@ from accelerate.state import AcceleratorState
 from ruamel.yaml import YAML
 
 from darkroom.data.toy_cats import draw_toy_cats
-from darkroom.stage import execute
+from darkroom.params_file import read_yaml
+from darkroom.stage import Contract
 
-STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # name -> reads, writes, as in each stage's last line
-    "ingest": (("raw",), ("shards", "doctor")),
-    "train_clip": (("shards",), ("clip",)),
-    "train_vae": (("shards",), ("vae",)),
-    "cache_latents": (("shards", "vae", "clip"), ("latents",)),
-    "train_unet": (("latents", "vae", "clip"), ("unet",)),
-    "evaluate": (("shards", "vae", "clip", "unet"), ("report",)),
-    "register": (("vae", "clip", "unet", "report"), ("registered.json",)),
+ROOT = Path(__file__).parents[1]
+STAGES: dict[str, Contract[Any]] = {  # in the order of dvc.yaml, which lists `code` beside them
+    name: importlib.import_module(f"stages.{name}").STAGE for name in read_yaml(ROOT / "dvc.yaml")["stages"] if name != "code"
 }
 TRAINING = {"steps": 4, "batch_size": 8, "log_every": 2, "val_every": 4, "checkpoint_every": 2, "warmup_steps": 1, "precision": "fp32"}
 CHANGES: dict[str, dict[str, Any]] = {
@@ -41,7 +37,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 def write_params(path: Path, **changes: dict[str, Any]) -> None:
     """The repository's params.yaml with CHANGES and then `changes` (section -> keys) applied."""
-    params = YAML(typ="safe").load((Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8"))
+    params = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     for section, values in [*CHANGES.items(), *changes.items()]:
         params[section] |= values
     YAML().dump(params, path)
@@ -56,6 +52,4 @@ def make_project(root: Path, *, num_cats: int = 24, **changes: dict[str, Any]) -
 
 def run_stage(name: str, root: Path) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)  # a singleton that remembers the last precision
-    reads, writes = STAGES[name]
-    run = importlib.import_module(f"stages.{name}").run
-    execute(name, run, params_file=root / "params.yaml", data=root / "data", reads=reads, writes=writes)
+    STAGES[name].execute(params_file=root / "params.yaml", data=root / "data")

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from darkroom.provenance import read_index, write_index, write_json
-from darkroom.stage import execute
+from darkroom.stage import RAW
 from darkroom.tracking.registry import download
 from darkroom.tracking.store import open_store
 from stages import register
+from tests.tiny_run import STAGES
 
 REPOSITORY = Path(__file__).parents[2]
-READS = ("vae", "clip", "unet", "report")
 
 
 @pytest.fixture
@@ -32,17 +32,19 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: Path) -> Path
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
     shutil.copy(database, tmp_path)
     data = tmp_path / "data"
-    indexes: dict[str, Any] = {"shards": {"fingerprint": "s" * 64, "ancestors": {}}}
-    for name, inputs in [("clip", ["shards"]), ("vae", ["shards"]), ("unet", ["vae", "clip"]), ("report", ["vae", "clip", "unet"])]:
-        folder = data / name
-        folder.mkdir(parents=True)
-        (folder / "model.safetensors").write_text(name)
-        if name == "unet":
-            write_json(folder / "diffusion.json", {"steps": 7, "sampler": "euler", "guidance_scale": 2.0})
-        if name == "report":
-            write_json(folder / "metrics.json", {"kid": 0.5, "kid_standard_error": 0.01, "copied_fraction": 0.1, "eval_key": "e" * 16})
-        write_index(folder, stage=name, params={}, inputs={name: indexes[name] for name in inputs}, content={})
-        indexes[name] = read_index(folder)
+    indexes: dict[str, Any] = {}
+    for name, contract in STAGES.items():
+        for out in contract.writes if name != "register" else ():
+            folder = data / out
+            folder.mkdir(parents=True)
+            (folder / "model.safetensors").write_text(out)
+            if out == "unet":
+                write_json(folder / "diffusion.json", {"steps": 7, "sampler": "euler", "guidance_scale": 2.0})
+            if out == "report":
+                write_json(folder / "metrics.json", {"kid": 0.5, "kid_standard_error": 0.01, "copied_fraction": 0.1, "eval_key": "e" * 16})
+            inputs = {item: indexes[item] for item in contract.reads if item != RAW}
+            write_index(folder, stage=name, params={}, inputs=inputs, content={})
+            indexes[out] = read_index(folder)
     (data / "runs").mkdir()
     write_json(data / "runs" / "train_unet.json", {"experiment": "darkroom", "parent_run_id": "p1", "run_id": "r1"})
     write_json(data / "runs" / "train_vae.json", {"experiment": None, "parent_run_id": None, "run_id": None})
@@ -52,7 +54,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: Path) -> Path
 
 
 def run_stage(toy: Path) -> dict[str, Any]:
-    execute("register", register.run, params_file=toy / "params.yaml", data=toy / "data", reads=READS, writes=("registered.json",))
+    register.STAGE.execute(params_file=toy / "params.yaml", data=toy / "data")
     return dict(json.loads((toy / "data" / "registered.json").read_text()))
 
 
@@ -63,10 +65,8 @@ def test_the_decision_is_recorded_and_the_version_knows_where_it_comes_from(toy:
     assert record["champion"] == {"before": None, "after": 1}
     assert "Version 1 of `darkroom` is now champion: there was no champion." in capsys.readouterr().out
     version = open_store(toy).client.get_model_version("darkroom", "1")
-    fingerprint = read_index(toy / "data" / "unet")["fingerprint"]
     expected = {
-        "dvc.dep.unet": fingerprint,
-        "dvc.dep.shards": "s" * 64,
+        **{f"dvc.dep.{name}": read_index(toy / "data" / name)["fingerprint"] for name in ("unet", "shards", "latents")},
         "dvc.md5.raw": "r1.dir",
         "dvc.md5.shards": "s1.dir",
         "dvc.md5.unet": "u1.dir",

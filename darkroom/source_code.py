@@ -1,0 +1,234 @@
+"""The code identity of a stage: what it runs, without what only people read.
+
+`python -m darkroom.source_code data/code` writes `data/code/<stage>.json` for every stage, and each stage of dvc.yaml depends on its
+file. The file lists the definitions (functions, classes, constants) that the stage reaches by name, each with a hash of its syntax
+tree. An edit of one of them re-runs the stage. These edits re-run nothing, because they are not in the tree that is hashed:
+
+- comments, docstrings, type hints, and the text of user errors, assertions, log messages and descriptions;
+- the fields of parameter sections (`PARAMETERS`): their values stand in params.yaml, which DVC compares by itself;
+- modules that only watch (`WATCHING`): they record, show progress or draw previews, and shape no output.
+
+The walk takes too much rather than too little: every name in a definition counts as a use of the global of that name.
+"""
+
+import argparse
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import darkroom
+from darkroom.provenance import hash_json, replacing, write_json
+
+ROOT = Path(darkroom.__file__).resolve().parents[1]
+PACKAGES = ("darkroom", "stages")
+PARAMETERS = "darkroom.config"
+WATCHING = (
+    *("darkroom.previews", "darkroom.progress", "darkroom.source_code", "darkroom.tracking"),
+    *(f"darkroom.tracking.{name}" for name in ("lineage", "mlflow_tracker", "runs", "store", "tracker")),
+)
+EVERYTHING = "*"  # instead of a name: the whole module
+EFFECTS = "<module>"  # the statements of a module that do more than bind a name
+TEXTS = ("description", "help")  # keyword arguments that people read
+
+Use = tuple[str, str]  # module, definition
+
+
+def code_identity(stage: str) -> dict[str, str]:
+    """`module:definition` -> hash of its syntax tree, for everything of ours that the stage reaches."""
+    found: dict[str, str] = {}
+    seen: set[Use] = set()
+    waiting = [(f"stages.{stage}", EVERYTHING)]
+    while waiting:
+        use = waiting.pop()
+        if use in seen or use[0] in WATCHING:
+            continue
+        seen.add(use)
+        module = load_module(use[0])
+        waiting += [*module.reached_from(use[1]), *((name, EFFECTS) for name in (use[0], *parents(use[0])))]
+        found |= {f"{use[0]}:{name}": module.hash(name) for name in module.defined(use[1])}
+    return dict(sorted(found.items()))
+
+
+def stage_names() -> list[str]:
+    return sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
+
+
+class Module:
+    """The top level of one of our modules: what its names are bound to, and what that uses."""
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.name = name
+        self.package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        self.imports: dict[str, Use] = {}  # name -> where it comes from, for imports of ours
+        self.bindings: dict[str, list[ast.stmt]] = {}  # name -> the statements that bind it, foreign imports among them
+        self._hashes: dict[str, str] = {}
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for statement in Readable(parameters=name == PARAMETERS).visit(tree).body:
+            if isinstance(statement, ast.Import | ast.ImportFrom):
+                self._import(statement)
+            else:
+                for bound in bound_names(statement):
+                    self.bindings.setdefault(bound, []).append(statement)
+
+    def _import(self, statement: ast.Import | ast.ImportFrom) -> None:
+        for bound, source, alias in imported(statement):
+            if source:
+                self.imports[bound] = source
+            else:
+                self.bindings.setdefault(bound, []).append(alias)
+
+    def defined(self, name: str) -> list[str]:
+        return list(self.bindings) if name == EVERYTHING else [name] if name in self.bindings else []
+
+    def hash(self, name: str) -> str:
+        if name not in self._hashes:
+            self._hashes[name] = hash_json([canonical(statement) for statement in self.bindings[name]])[:16]
+        return self._hashes[name]
+
+    def reached_from(self, name: str) -> Iterator[Use]:
+        """What the definition uses; for an imported name, where it comes from."""
+        yield from self.imports.values() if name == EVERYTHING else [self.imports[name]] if name in self.imports else []
+        for statement in (statement for bound in self.defined(name) for statement in self.bindings[bound]):
+            yield from self._used(statement)
+
+    def _used(self, node: ast.AST) -> Iterator[Use]:
+        match node:
+            case ast.Import() | ast.ImportFrom():
+                yield from (source for _, source, _ in imported(node) if source)
+            case ast.Attribute(value=ast.Name(id=name)) if self.imports.get(name, ("", ""))[1] == EVERYTHING:
+                yield self.imports[name][0], node.attr
+            case ast.Name(id=name):
+                yield from [self.imports[name]] if name in self.imports else []
+                yield from [(self.name, name)] if name in self.bindings else []
+            case ast.Constant(value=str(text)) if text.endswith(".py") and path_of(f"{self.package}.{text[:-3]}"):
+                yield f"{self.package}.{text[:-3]}", EVERYTHING  # a file beside this one, as MLflow takes models
+            case _:
+                for child in ast.iter_child_nodes(node):
+                    yield from self._used(child)
+
+
+@cache
+def load_module(name: str) -> Module:
+    path = path_of(name)
+    assert path is not None, f"{name} is imported, and mypy has checked that it exists"
+    return Module(name, path)
+
+
+def path_of(name: str) -> Path | None:
+    """The file of one of our modules; None for everything else."""
+    if name.split(".")[0] not in PACKAGES:
+        return None
+    base = ROOT.joinpath(*name.split("."))
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+def parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts))]
+
+
+def imported(statement: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, Use | None, ast.stmt]]:
+    """Of each imported name: what it is called here, where it comes from if that is ours, and the import of it alone."""
+    for alias in statement.names:
+        if isinstance(statement, ast.Import):
+            yield alias.asname or alias.name, (alias.name, EVERYTHING) if path_of(alias.name) else None, ast.Import([alias])
+        else:
+            assert statement.module is not None, "imports are absolute"
+            whole = f"{statement.module}.{alias.name}"
+            source = (whole, EVERYTHING) if path_of(whole) else (statement.module, alias.name) if path_of(statement.module) else None
+            yield alias.asname or alias.name, source, ast.ImportFrom(statement.module, [alias], 0)
+
+
+def bound_names(statement: ast.stmt) -> set[str]:
+    """The names that a statement binds, and EFFECTS if it may do more than that."""
+    match statement:
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            return {name}
+        case ast.Assign(targets=targets) if all(isinstance(target, ast.Name | ast.Tuple) for target in targets):
+            return {node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)}
+        case ast.If() | ast.Try() | ast.With() | ast.For():
+            inner = (node for node in ast.walk(statement) if isinstance(node, ast.stmt) and node is not statement)
+            return {EFFECTS}.union(*(bound_names(node) for node in inner if not isinstance(node, ast.Import | ast.ImportFrom)))
+    return {EFFECTS}
+
+
+class Readable(ast.NodeTransformer):
+    """Removes what only people read, and with `parameters` the annotated fields of classes."""
+
+    def __init__(self, *, parameters: bool) -> None:
+        self.parameters = parameters
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        if getattr(node, "body", None) == [] and not isinstance(node, ast.Module):
+            node.body = [ast.Pass()]  # type: ignore[attr-defined]
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.annotation = None
+        return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
+        node.body = [item for item in node.body if not (self.parameters and item in fields)]
+        return self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        """The order of fields without a default counts in a dataclass: their names stay."""
+        self.generic_visit(node)
+        return ast.Assign([node.target], node.value) if node.value else ast.Expr(node.target)
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        match node.value:
+            case ast.Constant(value=str()) | ast.Call(func=ast.Attribute(value=ast.Name(id="logger"))):
+                return None
+        return self.generic_visit(node)
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        if isinstance(node.exc, ast.Call) and ast.unparse(node.exc.func) == "ValueError":
+            node.exc = node.exc.func
+        return self.generic_visit(node)
+
+    def visit_Assert(self, node: ast.Assert) -> ast.AST:
+        node.msg = None
+        return self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        node.keywords = [keyword for keyword in node.keywords if keyword.arg not in TEXTS]
+        return self.generic_visit(node)
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        return None if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
+
+    visit_AsyncFunctionDef = visit_FunctionDef  # type: ignore[assignment]
+
+
+def canonical(node: Any) -> Any:
+    """A syntax tree as JSON that does not depend on the version of Python: no positions, no empty fields."""
+    if isinstance(node, ast.AST):
+        fields = ((name, canonical(value)) for name, value in ast.iter_fields(node) if name not in ("ctx", "kind", "type_comment"))
+        return {"": type(node).__name__, **{name: value for name, value in fields if value not in (None, [])}}
+    if isinstance(node, list):
+        return [canonical(item) for item in node]
+    return node if node is None else repr(node)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m darkroom.source_code", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path, help="folder for one JSON file per stage")
+    with replacing(parser.parse_args().out) as folder:
+        folder.mkdir()
+        for name in stage_names():
+            write_json(folder / f"{name}.json", code_identity(name))
+
+
+if __name__ == "__main__":
+    main()
