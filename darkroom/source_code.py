@@ -5,7 +5,8 @@ file. The file lists the definitions (functions, classes, constants) that the st
 tree. An edit of one of them re-runs the stage. These edits re-run nothing, because they are not in the tree that is hashed:
 
 - comments, docstrings, type hints, and the text of user errors, assertions, log messages and descriptions;
-- the fields of parameter sections (`PARAMETERS`): their values stand in params.yaml, which DVC compares by itself;
+- the fields of parameter sections (`PARAMETERS`): their values stand in params.yaml, which DVC compares by itself, and a stage reaches
+  no other section than its own;
 - modules that only watch (`WATCHING`): they record, show progress or draw previews, and shape no output.
 
 The walk takes too much rather than too little: every name in a definition counts as a use of the global of that name.
@@ -23,7 +24,7 @@ from darkroom.provenance import hash_json, replacing, write_json
 
 ROOT = Path(darkroom.__file__).resolve().parents[1]
 PACKAGES = ("darkroom", "stages")
-PARAMETERS = "darkroom.config"
+PARAMETERS, SECTIONS = "darkroom.config", "SECTIONS"
 WATCHING = (
     *("darkroom.previews", "darkroom.progress", "darkroom.source_code", "darkroom.tracking"),
     *(f"darkroom.tracking.{name}" for name in ("lineage", "mlflow_tracker", "runs", "store", "tracker")),
@@ -39,7 +40,7 @@ def code_identity(stage: str) -> dict[str, str]:
     """`module:definition` -> hash of its syntax tree, for everything of ours that the stage reaches."""
     found: dict[str, str] = {}
     seen: set[Use] = set()
-    waiting = [(f"stages.{stage}", EVERYTHING)]
+    waiting = [(f"stages.{stage}", EVERYTHING), *load_module(PARAMETERS).section(stage)]
     while waiting:
         use = waiting.pop()
         if use in seen or use[0] in WATCHING:
@@ -64,13 +65,32 @@ class Module:
         self.imports: dict[str, Use] = {}  # name -> where it comes from, for imports of ours
         self.bindings: dict[str, list[ast.stmt]] = {}  # name -> the statements that bind it, foreign imports among them
         self._hashes: dict[str, str] = {}
+        self._sections: dict[str, str] = {}  # of the parameters: stage -> class
+        self._fields: dict[str, list[ast.expr]] = {}  # class of parameters -> the types of its fields
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        for statement in Readable(parameters=name == PARAMETERS).visit(tree).body:
+        if name == PARAMETERS:
+            self._set_parameters_apart(tree)
+        for statement in Readable().visit(tree).body:
             if isinstance(statement, ast.Import | ast.ImportFrom):
                 self._import(statement)
             else:
                 for bound in bound_names(statement):
                     self.bindings.setdefault(bound, []).append(statement)
+
+    def _set_parameters_apart(self, tree: ast.Module) -> None:
+        for node in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+            self._fields[node.name] = [item.annotation for item in node.body if isinstance(item, ast.AnnAssign)]
+            node.body = [item for item in node.body if not isinstance(item, ast.AnnAssign)]
+        [table] = [node for node in tree.body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == SECTIONS]
+        assert isinstance(table.value, ast.Dict)
+        tree.body.remove(table)
+        self._sections = {
+            ast.unparse(key): ast.unparse(value) for key, value in zip(table.value.keys, table.value.values, strict=True) if key
+        }
+
+    def section(self, stage: str) -> list[Use]:
+        """The class of the parameters of a stage."""
+        return [(self.name, self._sections[repr(stage)])]
 
     def _import(self, statement: ast.Import | ast.ImportFrom) -> None:
         for bound, source, alias in imported(statement):
@@ -90,8 +110,8 @@ class Module:
     def reached_from(self, name: str) -> Iterator[Use]:
         """What the definition uses; for an imported name, where it comes from."""
         yield from self.imports.values() if name == EVERYTHING else [self.imports[name]] if name in self.imports else []
-        for statement in (statement for bound in self.defined(name) for statement in self.bindings[bound]):
-            yield from self._used(statement)
+        for node in (node for bound in self.defined(name) for node in [*self.bindings[bound], *self._fields.get(bound, [])]):
+            yield from self._used(node)
 
     def _used(self, node: ast.AST) -> Iterator[Use]:
         match node:
@@ -155,10 +175,7 @@ def bound_names(statement: ast.stmt) -> set[str]:
 
 
 class Readable(ast.NodeTransformer):
-    """Removes what only people read, and with `parameters` the annotated fields of classes."""
-
-    def __init__(self, *, parameters: bool) -> None:
-        self.parameters = parameters
+    """Removes what only people read."""
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         super().generic_visit(node)
@@ -173,11 +190,6 @@ class Readable(ast.NodeTransformer):
     def visit_arg(self, node: ast.arg) -> ast.AST:
         node.annotation = None
         return node
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
-        node.body = [item for item in node.body if not (self.parameters and item in fields)]
-        return self.generic_visit(node)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
         """The order of fields without a default counts in a dataclass: their names stay."""
@@ -206,7 +218,9 @@ class Readable(ast.NodeTransformer):
     def visit_If(self, node: ast.If) -> ast.AST | None:
         return None if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
 
-    visit_AsyncFunctionDef = visit_FunctionDef  # type: ignore[assignment]
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
 
 
 def canonical(node: Any) -> Any:

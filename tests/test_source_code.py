@@ -1,0 +1,152 @@
+"""Which edit re-runs which stage, and that a stage runs nothing of ours outside its code identity."""
+
+import ast
+import importlib
+import shutil
+import sys
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from darkroom import source_code
+from darkroom.source_code import PACKAGES, WATCHING, code_identity, load_module, stage_names
+from tests.tiny_run import STAGES, make_project, run_stage
+
+ROOT = Path(__file__).parents[1]
+TRAINED = {"train_clip", "train_vae", "train_unet"}
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the code that a test may edit, in place of the one that runs."""
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(source_code, "ROOT", tmp_path)
+    yield tmp_path
+    load_module.cache_clear()
+
+
+def identities() -> dict[str, dict[str, str]]:
+    load_module.cache_clear()
+    return {name: code_identity(name) for name in stage_names()}
+
+
+def rerun_by(tree: Path, old: str, new: str) -> set[str]:
+    """The stages whose code is another one when `old`, which stands once in the tree, becomes `new`."""
+    before = identities()
+    [file] = [path for path in tree.rglob("*.py") if old in path.read_text(encoding="utf-8")]
+    text = file.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new), encoding="utf-8")
+    after = identities()
+    return {name for name in before if before[name] != after[name]}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "stages"),
+    [
+        pytest.param("(images - reconstruction).square()", "(images - reconstruction).pow(2)", {"train_vae", "evaluate"}, id="loss"),
+        pytest.param("exponents = -math.log(10_000)", "exponents = -math.log(20_000)", {"train_unet", "evaluate", "register"}, id="layer"),
+        pytest.param("eta: float = 0.0)", "eta: float = 0.1)", {"evaluate", "register"}, id="default of a sampler"),
+        pytest.param("LEAST_PROBABILITY = 1 / 512", "LEAST_PROBABILITY = 1 / 256", {"train_vae", "evaluate"}, id="constant"),
+        pytest.param("GATE_PHOTOS = 1024", "GATE_PHOTOS = 512", {"cache_latents"}, id="constant of one stage"),
+        pytest.param("digest[:16], 16) < val_fraction", "digest[:16], 16) <= val_fraction", {"ingest"}, id="split"),
+        pytest.param("return self.batch_size // (", "return self.batch_size // 2 // (", TRAINED, id="property of parameters"),
+        pytest.param("if len(self.attention) != len", "if 2 + len(self.attention) != len", {"train_unet"}, id="check of parameters"),
+    ],
+)  # fmt: skip
+def test_an_edit_that_can_change_bytes_reruns_the_stages_that_reach_it(tree: Path, old: str, new: str, stages: set[str]) -> None:
+    assert rerun_by(tree, old, new) == stages
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param("    return nats.flatten(1).sum(1)", "    return nats.flatten(1).sum(1)  # nats", id="comment"),
+        pytest.param('"""KL(N(mean, exp(logvar))', '"""The divergence KL(N(mean, exp(logvar))', id="docstring"),
+        pytest.param("def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:", "def kl_divergence(mean, logvar):", id="type hint"),
+        pytest.param("PositiveInt = Field(gt=0)", "PositiveInt = Field(gt=0, description='a number')", id="description"),
+        pytest.param(
+            "class TrainVaeParams(TrainingParams):", "class TrainVaeParams(TrainingParams):\n    dummy: int = 3", id="new parameter"
+        ),
+        pytest.param("SECONDS_BETWEEN_LINES = 5.0", "SECONDS_BETWEEN_LINES = 4.0", id="progress"),
+        pytest.param("SECONDS_TO_WAIT_FOR_LOCK = 120", "SECONDS_TO_WAIT_FOR_LOCK = 60", id="tracking"),
+        pytest.param("only if every output is in place.", "only if all outputs are in place.", id="docstring of a method"),
+        pytest.param("is damaged and is passed over", "is damaged and was skipped", id="log message"),
+        pytest.param("should map stage names to their parameters", "must map stage names to their parameters", id="message of an error"),
+    ],
+)
+def test_an_edit_that_only_people_read_reruns_nothing(tree: Path, old: str, new: str) -> None:
+    assert rerun_by(tree, old, new) == set()
+
+
+def test_a_tree_without_comments_and_in_another_layout_is_the_same_code(tree: Path) -> None:
+    before = identities()
+    for path in tree.rglob("*.py"):
+        path.write_text(ast.unparse(ast.parse(path.read_text(encoding="utf-8"))), encoding="utf-8")
+    assert identities() == before
+
+
+def test_a_file_that_no_stage_imports_reruns_nothing_until_one_does(tree: Path) -> None:
+    (tree / "darkroom" / "training" / "invented.py").write_text("import math\n\n\ndef invented():\n    return math.tau\n")
+    old = "def kl_divergence("
+    assert rerun_by(tree, old, f"from darkroom.training import invented\n\n\n{old}") == set()  # not used yet
+    assert rerun_by(tree, "    return 0.5 * (mean.square() +", "    return invented.invented() * (mean.square() +") == {
+        "train_vae",
+        "evaluate",
+    }
+    assert rerun_by(tree, "math.tau", "math.pi") == {"train_vae", "evaluate"}
+
+
+def test_what_an_import_does_beside_binding_names_counts(tree: Path) -> None:
+    file = tree / "darkroom" / "training" / "losses.py"
+    before = identities()
+    file.write_text(file.read_text(encoding="utf-8") + "\ntorch.set_num_threads(1)\n", encoding="utf-8")
+    after = identities()
+    assert {"train_clip", "train_vae", "train_unet"} <= {name for name in before if before[name] != after[name]}
+
+
+class Executed:
+    """Collects the definitions of ours that run, but for those that a module of WATCHING started."""
+
+    def __init__(self) -> None:
+        self.names: set[tuple[str, str]] = set()
+        self._inside: dict[int, int] = defaultdict(int)  # thread -> calls of watching modules that are under way
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> None:
+        if event not in ("call", "return"):
+            return
+        module = frame.f_globals.get("__name__", "")
+        if module.split(".")[0] not in PACKAGES:
+            return
+        thread = threading.get_ident()
+        if module in WATCHING:
+            self._inside[thread] += 1 if event == "call" else -1
+        elif event == "call" and not self._inside[thread]:
+            self.names.add((module, frame.f_code.co_qualname.split(".")[0]))
+
+
+@pytest.mark.slow
+def test_a_stage_runs_nothing_outside_its_code_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DARKROOM_TRACKING", "off")
+    make_project(tmp_path, cache_latents={"gate": {"min_psnr": 1.0, "min_ssim": -1.0, "max_frechet": 1e9}})
+    for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if path.stem != "served_model"):
+        importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))  # classes run when made
+    for name in STAGES:
+        executed = Executed()
+        threading.setprofile(executed)
+        sys.setprofile(executed)
+        try:
+            run_stage(name, tmp_path)
+        finally:
+            sys.setprofile(None)
+            threading.setprofile(None)
+        ran = {f"{module}:{top}" for module, top in executed.names if top in load_module(module).bindings}  # not what dataclasses make
+        assert len(ran) > 10
+        unseen = {name for name in ran - set(code_identity(name)) if not name.startswith("darkroom.config:")}  # checks of other sections
+        assert not unseen, f"{name} runs it, and an edit of it would be passed over"
