@@ -1,0 +1,93 @@
+"""The real dvc.yaml under the real DVC, with tiny parameters: what an edit of the code re-runs."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_run import STAGES, make_project
+
+ROOT = Path(__file__).parents[1]
+COPIED = ("darkroom", "stages", "dvc.yaml", ".dvcignore", ".gitignore", "data/.gitignore")
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not shutil.which("git"), reason="there is no git")]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone with tracked photos, whose stages have all run."""
+    root = tmp_path_factory.mktemp("clone")
+    make_project(root)
+    for name in COPIED:
+        source, target = ROOT / name, root / name
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)
+    run(root, "git", "init", "--quiet")
+    dvc(root, "init", "--quiet")
+    dvc(root, "add", "--quiet", "data/raw")
+    assert ran(root) == ["code", *STAGES]
+    commit(root)
+    return root
+
+
+def run(root: Path, *command: str) -> str:
+    own = {"DARKROOM_TRACKING": "off", "DVC_NO_ANALYTICS": "1", "GIT_CONFIG_GLOBAL": os.devnull, "PYTHONPATH": str(root)}
+    ended = subprocess.run(command, cwd=root, env=os.environ | own, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def dvc(root: Path, *arguments: str) -> str:
+    return run(root, sys.executable, "-m", "dvc", *arguments)
+
+
+def ran(root: Path, *arguments: str) -> list[str]:
+    """The stages that `dvc repro` runs."""
+    lines = dvc(root, *(arguments or ("repro",))).splitlines()
+    return [line.split("'")[1] for line in lines if line.startswith("Running stage ")]
+
+
+def commit(root: Path) -> None:
+    run(root, "git", "add", "--all")
+    run(root, "git", "-c", "user.name=A", "-c", "user.email=a@example.org", "commit", "--quiet", "--message", "state")
+
+
+def edit(root: Path, file: str, old: str, new: str) -> None:
+    path = root / "darkroom" / file
+    text = path.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_nothing_is_run_again_for_what_only_people_read(project: Path) -> None:
+    assert ran(project) == ["code"]
+    edit(project, "training/losses.py", "return nats.flatten(1).sum(1)", "return nats.flatten(1).sum(1)  # nats")
+    assert ran(project) == ["code"]
+
+
+def test_an_edit_reruns_its_stages_and_equal_bytes_end_it_there(project: Path) -> None:
+    edit(project, "training/losses.py", "return nats.flatten(1).sum(1)", "return nats.flatten(1).sum(dim=1)")
+    assert ran(project) == ["code", "train_vae", "evaluate", "register"]  # not cache_latents: data/vae has the bytes of before
+    assert ran(project) == ["code"]
+
+
+def test_an_edit_that_changes_bytes_reruns_what_follows(project: Path) -> None:
+    edit(project, "training/losses.py", "return 0.5 * (mean.square()", "return 0.6 * (mean.square()")
+    assert ran(project) == ["code", "train_vae", "cache_latents", "train_unet", "evaluate", "register"]
+
+
+def test_one_stage_can_be_run_alone(project: Path) -> None:
+    assert ran(project, "repro", "--single-item", "train_clip") == []
+    assert ran(project, "repro", "--single-item", "--force", "register") == ["register"]
+
+
+def test_an_experiment_runs_in_a_folder_of_its_own(project: Path) -> None:
+    commit(project)
+    changed = "register.max_copied_fraction=0.7"
+    assert ran(project, "exp", "run", "--temp", "--name", "stricter", "--set-param", changed) == ["code", "register"]
+    assert "stricter" in dvc(project, "exp", "show", "--csv")
