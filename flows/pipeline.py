@@ -8,10 +8,8 @@ from collections import deque
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, NoReturn
-from uuid import UUID
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture, as_completed
@@ -20,8 +18,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows import graph, words
+from flows.artifacts import ProgressBar, publish
 from flows.processes import CommandError, Running, lines
-from flows.report import publish
 from flows.servers import prefect_api
 
 MAX_JOBS = 8
@@ -38,24 +36,6 @@ class RunParams(BaseModel):
     force: bool = Field(default=False, description="Run the stages even if nothing changed")
     pull: bool = Field(default=False, description="Fetch missing inputs from the DVC remote, and only those that are needed")
     jobs: int = Field(default=1, ge=1, le=MAX_JOBS, description="Stages at a time; more than one need room on the device")
-
-
-class ProgressBar:
-    """The `::progress` lines of one stage as a progress artifact."""
-
-    def __init__(self, name: str) -> None:
-        self._key = "progress-" + "".join(character if character.isalnum() else "-" for character in name.lower())
-        self._id: UUID | None = None
-
-    async def show(self, fields: dict[str, Any]) -> None:
-        percent = words.percent(fields)
-        if percent is None:
-            return
-        description = str(fields.get("desc", ""))
-        if self._id is None:
-            self._id = await acreate_progress_artifact(percent, key=self._key, description=description)
-        else:
-            await aupdate_progress_artifact(self._id, percent, description=description)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="{name}")

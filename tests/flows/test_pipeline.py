@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from flows import pipeline as module
 from flows.pipeline import RunParams, pipeline, reproduce
-from flows.report import markdown
+from flows.artifacts import markdown
 
 REPOSITORY = Path(__file__).parents[2]
 GRAPH = """

@@ -1,10 +1,32 @@
-"""What a flow run leaves on its page in Prefect: the table of stages, the graph, the change of the metrics."""
+"""The Prefect artifacts of a flow run: progress bars, the table of stages, the graph, the change of the metrics."""
 
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact, create_markdown_artifact, create_table_artifact
+
+from flows import words
+
+
+class ProgressBar:
+    """The `::progress` lines of one stage as a progress artifact."""
+
+    def __init__(self, name: str) -> None:
+        self._key = "progress-" + "".join(character if character.isalnum() else "-" for character in name.lower())
+        self._id: UUID | None = None
+
+    async def show(self, fields: dict[str, Any]) -> None:
+        percent = words.percent(fields)
+        if percent is None:
+            return
+        description = str(fields.get("desc", ""))
+        if self._id is None:
+            self._id = await acreate_progress_artifact(percent, key=self._key, description=description)
+        else:
+            await aupdate_progress_artifact(self._id, percent, description=description)
 
 
 def publish(root: Path, table: list[dict[str, str]]) -> None:
