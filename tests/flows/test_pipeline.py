@@ -22,8 +22,8 @@ from prefect.testing.utilities import prefect_test_harness
 from pydantic import ValidationError
 
 from flows import pipeline as module
-from flows.pipeline import RunParams, pipeline, reproduce
 from flows.artifacts import markdown
+from flows.pipeline import RunParams, pipeline, reproduce
 
 REPOSITORY = Path(__file__).parents[2]
 GRAPH = """
