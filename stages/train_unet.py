@@ -16,6 +16,7 @@ from PIL import Image
 from darkroom.config import TrainUnetParams
 from darkroom.data.latents import LatentShards
 from darkroom.device import best_device
+from darkroom.diffusion.config import DIFFUSION_FILE, DiffusionConfig
 from darkroom.diffusion.schedule import Schedule
 from darkroom.evaluation.grid import picture_grid
 from darkroom.models.autoencoder import AutoencoderKL
@@ -25,8 +26,7 @@ from darkroom.models.lora import add_lora, merge_lora, save_lora
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import hash_init, load_model, save_model
 from darkroom.provenance import write_json
-from darkroom.sampling import DiffusionConfig, TextToImage
-from darkroom.sampling.diffusion_config import DIFFUSION
+from darkroom.sampling import TextToImage
 from darkroom.stage import Stage, main
 from darkroom.training.diffusion_task import DiffusionTask
 from darkroom.training.loop import Curves, train
@@ -114,7 +114,7 @@ def check_diffusion(params: TrainUnetParams, trained: DiffusionConfig, folder: P
         differing.append(f"prediction: {json.dumps(trained.prediction)}")
     if differing:
         raise ValueError(
-            f"{folder / DIFFUSION} says how that U-Net was trained, and train_unet says something else. "
+            f"{folder / DIFFUSION_FILE} says how that U-Net was trained, and train_unet says something else. "
             f"In train_unet set {', '.join(differing)}."
         )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from darkroom.diffusion.config import DiffusionConfig
 from darkroom.interchange.foreign_weights import read_foreign_weights, read_metadata
 from darkroom.interchange.ldm_config import (
     OPEN_CLIP_TEXT,
@@ -26,7 +27,6 @@ from darkroom.models.text_conditioning import TextConditioning
 from darkroom.models.text_keys import to_open_clip
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import assemble
-from darkroom.sampling import DiffusionConfig
 
 logger = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from darkroom.diffusion.config import DiffusionConfig
 from darkroom.interchange.foreign_weights import read_foreign_weights
 from darkroom.interchange.scheduler import read_scheduler
 from darkroom.interchange.tokenizer import check_vocabulary, read_pad_token
@@ -14,7 +15,6 @@ from darkroom.models.text_conditioning import TextConditioning
 from darkroom.models.text_keys import model_cfg_from_transformers, to_open_clip
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import assemble, read_json
-from darkroom.sampling import DiffusionConfig
 
 INDEX_FILE = "model_index.json"
 PIPELINE = "StableDiffusionPipeline"

@@ -2,10 +2,10 @@
 
 from typing import Protocol
 
+from darkroom.diffusion.config import DiffusionConfig
 from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel
-from darkroom.sampling import DiffusionConfig
 
 
 class Source(Protocol):

@@ -7,9 +7,9 @@ from typing import Self, TypedDict
 from torch import Tensor
 
 from darkroom.diffusion.conditioning import grid_of_strength
+from darkroom.diffusion.config import DiffusionConfig
 from darkroom.diffusion.grids import sigma_grid
 from darkroom.diffusion.samplers import SAMPLERS, Sampler
-from darkroom.sampling.diffusion_config import DiffusionConfig
 
 ONE_AT_A_TIME = ("ode_adaptive",)  # its work for a batch grows with the square of the batch
 

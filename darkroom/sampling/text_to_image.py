@@ -12,6 +12,7 @@ from torch import Tensor
 
 from darkroom.device import best_device
 from darkroom.diffusion.conditioning import ddim_invert, start
+from darkroom.diffusion.config import DiffusionConfig
 from darkroom.diffusion.denoiser import Denoise
 from darkroom.diffusion.samplers import NoiseAt
 from darkroom.models.autoencoder import AutoencoderKL
@@ -21,7 +22,6 @@ from darkroom.pixels import to_float, to_uint8
 from darkroom.progress import progress
 from darkroom.sampling.batch import Batch, draw
 from darkroom.sampling.canvas import Canvas, Given, pixel_mask, resolve_strength
-from darkroom.sampling.diffusion_config import DiffusionConfig
 from darkroom.sampling.guided import guided_denoiser
 from darkroom.sampling.model_folder import ModelFolder
 from darkroom.sampling.noise import SeededNoise, no_noise

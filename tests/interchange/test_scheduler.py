@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from darkroom.diffusion.config import DiffusionConfig
 from darkroom.diffusion.schedule import KINDS, Schedule
 from darkroom.interchange.scheduler import DEFAULTS, read_scheduler, scheduler_config
-from darkroom.sampling import DiffusionConfig
 
 SD = {
     "_class_name": "PNDMScheduler",

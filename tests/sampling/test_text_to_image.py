@@ -453,5 +453,5 @@ def test_progress_is_told_step_by_step(artist: TextToImage, monkeypatch: pytest.
 def test_a_model_without_its_diffusion_settings_is_refused(tmp_path: Path) -> None:
     write_model(tmp_path)
     (tmp_path / "unet" / "diffusion.json").unlink()
-    with pytest.raises(ValueError, match=r"unet has no diffusion\.json: it is not the folder of a U-Net that train_unet or"):
+    with pytest.raises(ValueError, match=r"unet/diffusion\.json is missing: .*unet is not the folder of a U-Net that train_unet or"):
         TextToImage.load(tmp_path)

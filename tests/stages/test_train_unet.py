@@ -185,7 +185,7 @@ def test_other_betas_than_those_of_init_are_refused(workspace):
 
 def test_an_init_that_no_run_or_import_wrote_is_refused(workspace):
     (workspace / "imported" / "unet" / "diffusion.json").unlink()
-    with pytest.raises(ValueError, match=r"imported/unet has no diffusion\.json"):
+    with pytest.raises(ValueError, match=r"imported/unet/diffusion\.json is missing"):
         finetune(workspace)
 
 
