@@ -19,7 +19,7 @@ class DiffusionConfig:
     sampler: str  # this and the following: defaults of sampling
     steps: int
     guidance_scale: float
-    spacing: str = "trailing"  # of the noise levels, a name in diffusion.grids.SPACINGS
+    spacing: str = "trailing"  # of the noise levels, a name in diffusion.schedule.SPACINGS
 
     def save(self, folder: Path) -> None:
         schedule_keys = ("kind", "num_train_timesteps", "beta_start", "beta_end", "zero_terminal_snr")

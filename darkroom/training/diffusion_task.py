@@ -10,12 +10,11 @@ from darkroom.config import TrainUnetParams
 from darkroom.data.latents import LatentShards
 from darkroom.diffusion.denoiser import add_noise, target
 from darkroom.diffusion.schedule import Schedule
-from darkroom.diffusion.weighting import loss_weights
 from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.unet import UNet2DConditionModel
 from darkroom.training.batches import VAL_SAMPLES, Batch, chunks
 from darkroom.training.draws import normal, shuffled, uniform
-from darkroom.training.losses import weighted_squared_error
+from darkroom.training.losses import loss_weights, weighted_squared_error
 from darkroom.training.timesteps import draw_timesteps
 
 
@@ -32,7 +31,7 @@ class Chance:
 
 
 class DiffusionTask:
-    """The denoising loss on cached latents: squared error of what the network predicts, with a weight a timestep (diffusion.weighting)."""
+    """The denoising loss on cached latents: squared error of what the network predicts, weighted by timestep (`loss_weights`)."""
 
     def __init__(
         self,

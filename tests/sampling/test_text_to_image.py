@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from darkroom.diffusion.denoiser import Denoise
-from darkroom.diffusion.grids import SPACINGS
 from darkroom.diffusion.samplers import SAMPLERS, NoiseAt, Step
+from darkroom.diffusion.schedule import SPACINGS
 from darkroom.models.clip import ClipTowers
 from darkroom.pixels import to_float, to_uint8
 from darkroom.sampling import TextToImage

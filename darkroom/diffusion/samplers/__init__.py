@@ -3,12 +3,10 @@
 All of them hold x = x_0 + sigma * noise. Chance is an argument: `noise_at(k)` gives the k-th standard normal noise.
 """
 
-from darkroom.diffusion.samplers.adaptive import ode_adaptive
-from darkroom.diffusion.samplers.ancestral import ddim, ddpm, ddpm_beta, euler_ancestral
 from darkroom.diffusion.samplers.multistep import dpmpp_2m, dpmpp_2m_sde, unipc
-from darkroom.diffusion.samplers.ode import euler, heun
-from darkroom.diffusion.samplers.sde import euler_maruyama, predictor_corrector
+from darkroom.diffusion.samplers.ode import euler, heun, ode_adaptive
 from darkroom.diffusion.samplers.step import NoiseAt, Sampler, Step
+from darkroom.diffusion.samplers.stochastic import ddim, ddpm, ddpm_beta, euler_ancestral, euler_maruyama, predictor_corrector
 
 SAMPLERS: dict[str, Sampler] = {
     "ddpm": ddpm,
