@@ -21,9 +21,8 @@ from darkroom.models.weights import hash_init, load_model, save_model
 from darkroom.pixels import map_pictures
 from darkroom.provenance import write_json
 from darkroom.stage import Stage, main
-from darkroom.training.latent_scale import measure_latents
 from darkroom.training.loop import train
-from darkroom.training.vae_task import VaeTask
+from darkroom.training.vae_task import VaeTask, measure_latents
 
 METRIC_PICTURES = 1024  # held-out photos that PSNR and SSIM are measured on, at most
 
