@@ -3,13 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from darkroom.interchange import hub
 from darkroom.interchange.foreign_weights import SUFFIXES
-from darkroom.interchange.ldm_reader import SingleFile
-from darkroom.interchange.ldm_writer import write_single_file
-from darkroom.interchange.pipeline_reader import PipelineFolder
-from darkroom.interchange.pipeline_writer import write_pipeline
-from darkroom.interchange.source import Source
+from darkroom.interchange.pipeline_folder import PipelineFolder, fetch_pipeline, is_hub_id, write_pipeline
+from darkroom.interchange.single_file import SingleFile, write_single_file
 from darkroom.models.unet import UNetConfig
 from darkroom.models.weights import save_model
 from darkroom.provenance import replacing
@@ -47,7 +43,7 @@ def import_model(source: str, out: Path, *, prediction: str | None = None) -> No
         diffusion.save(folder / "unet")
 
 
-def open_source(source: str, prediction: str | None) -> Source:
+def open_source(source: str, prediction: str | None) -> SingleFile | PipelineFolder:
     """A model that others wrote, by what its name looks like.
 
     Raises:
@@ -60,8 +56,8 @@ def open_source(source: str, prediction: str | None) -> Source:
         raise ValueError(f"{source} says itself what it predicts; leave --prediction out.")
     if path.is_dir():
         return PipelineFolder(path)
-    if hub.is_hub_id(source):
-        return PipelineFolder(hub.download(source))
+    if is_hub_id(source):
+        return PipelineFolder(fetch_pipeline(source))
     raise ValueError(f"{source} is not there: give the folder of a diffusers pipeline, a single file, or OWNER/NAME on the hub.")
 
 
