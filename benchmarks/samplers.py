@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from darkroom.diffusion.grids import SPACINGS, sigma_grid
-from darkroom.diffusion.samplers import SAMPLERS, ode_adaptive
+from darkroom.diffusion.samplers import SAMPLERS
+from darkroom.diffusion.samplers.adaptive import ode_adaptive
 from darkroom.diffusion.schedule import Schedule
 from tests.diffusion.exact import Mixture, counted, even_shares
 

@@ -25,7 +25,9 @@ from darkroom.diffusion.bound import chain_term, decoder_term, prior_term
 from darkroom.diffusion.denoiser import Denoise, make_denoiser
 from darkroom.diffusion.grids import sigma_grid
 from darkroom.diffusion.guidance import classifier_free
-from darkroom.diffusion.samplers import SAMPLERS, Sampler, ddpm, euler, heun
+from darkroom.diffusion.samplers import SAMPLERS, Sampler
+from darkroom.diffusion.samplers.ancestral import ddpm
+from darkroom.diffusion.samplers.ode import euler, heun
 from darkroom.diffusion.schedule import Schedule
 
 PAPER, INK, FAINT = "#fbfaf6", "#2b2d33", "#8d9099"  # opaque paper: the figures read alike on white and on black pages

@@ -1,15 +1,17 @@
 """Sigma grids: which noise levels a sampler visits on its way from the schedule's last one down to 0."""
 
 import math
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from darkroom.choices import SpacingName
 from darkroom.diffusion.schedule import Schedule
 
 KARRAS_RHO = 7.0  # Karras et al. 2022, equation 5
 MOST_NOISE = math.exp(5.1)  # where DPM-Solver cuts cosine schedules (Lu et al. 2022, lambda = -5.1): above it there is no picture
-SPACINGS = ("trailing", "leading", "karras", "exponential", "uniform_lambda")
+SPACINGS = get_args(SpacingName)
 
 
 def sigma_grid(schedule: Schedule, steps: int, spacing: str = "trailing") -> Tensor:

@@ -8,15 +8,17 @@ The papers count t from 1; here t = 0 is their 1, and the clean picture is befor
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Self, get_args
 
 import torch
 from torch import Tensor
 
+from darkroom.choices import ScheduleKind
+
 COSINE_OFFSET = 0.008  # Nichol & Dhariwal 2021, section 3.2
 MAX_BETA = 0.999  # there too: the last cosine beta would be 1
 TERMINAL_SIGNAL = 2.0**-16  # sqrt(abar) that stands for 0 in a schedule of zero terminal SNR
-KINDS = ("linear", "quadratic", "sigmoid", "scaled_linear", "cosine", "flow")
+KINDS = get_args(ScheduleKind)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,13 +1,16 @@
 """How much each timestep counts in training: weights of the squared error of what the network predicts."""
 
+from typing import get_args
+
 import torch
 from torch import Tensor
 
+from darkroom.choices import LossWeighting
 from darkroom.diffusion.denoiser import check_prediction, scalings
 from darkroom.diffusion.posterior import mean_coefficients, variance
 from darkroom.diffusion.schedule import Schedule
 
-WEIGHTINGS = ("simple", "min_snr", "soft_min_snr", "p2", "variational")
+WEIGHTINGS = get_args(LossWeighting)
 
 
 def loss_weights(t: Tensor, schedule: Schedule, prediction: str, kind: str = "simple", gamma: float = 5.0) -> Tensor:

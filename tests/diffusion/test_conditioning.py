@@ -11,7 +11,8 @@ from torch import Tensor
 
 from darkroom.diffusion.conditioning import ddim_invert, grid_of_strength, inpaint, slerp, start
 from darkroom.diffusion.grids import sigma_grid
-from darkroom.diffusion.samplers import SAMPLERS, ddim
+from darkroom.diffusion.samplers import SAMPLERS
+from darkroom.diffusion.samplers.ancestral import ddim
 from darkroom.diffusion.schedule import Schedule
 from tests.diffusion.exact import gaussian
 

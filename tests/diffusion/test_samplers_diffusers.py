@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from darkroom.diffusion.grids import sigma_grid
-from darkroom.diffusion.samplers import SAMPLERS, Step, ddim
+from darkroom.diffusion.samplers import SAMPLERS, Step
+from darkroom.diffusion.samplers.ancestral import ddim
 from darkroom.diffusion.schedule import Schedule
 
 diffusers = pytest.importorskip("diffusers")
