@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.exact import Mixture, counted, even_shares
-from darkroom.diffusion.samplers import SAMPLERS, ode_adaptive
+from darkroom.diffusion.samplers import SAMPLERS
+from darkroom.diffusion.samplers.ode import ode_adaptive
 from darkroom.diffusion.schedule import SPACINGS, Schedule, noise_levels
 
 SCHEDULE = Schedule.make("scaled_linear", 1000, 0.00085, 0.012)

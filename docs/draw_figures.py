@@ -24,7 +24,9 @@ from torch import Tensor
 from darkroom.diffusion.bound import chain_term, decoder_term, prior_term
 from darkroom.diffusion.denoiser import Denoise, make_denoiser
 from darkroom.diffusion.guidance import classifier_free
-from darkroom.diffusion.samplers import SAMPLERS, Sampler, ddpm, euler, heun
+from darkroom.diffusion.samplers import SAMPLERS, Sampler
+from darkroom.diffusion.samplers.ode import euler, heun
+from darkroom.diffusion.samplers.stochastic import ddpm
 from darkroom.diffusion.schedule import Schedule, noise_levels
 
 PAPER, INK, FAINT = "#fbfaf6", "#2b2d33", "#8d9099"  # opaque paper: the figures read alike on white and on black pages

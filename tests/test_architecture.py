@@ -17,11 +17,15 @@ from darkroom.provenance import WATCHING
 
 ROOT = Path(__file__).parents[1]
 OURS = ("darkroom", "stages", "flows")
-GROUND = ("darkroom.config", "darkroom.device", "darkroom.params_file", "darkroom.pixels", "darkroom.progress", "darkroom.provenance")
+GROUND = (
+    "darkroom.choices", "darkroom.config", "darkroom.device", "darkroom.params_file", "darkroom.pixels", "darkroom.progress",
+    "darkroom.provenance",
+)  # fmt: skip
 
 # room -> what of ours it may import beside itself; the longest name that fits a module counts
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "darkroom": (),  # what stands in no room: the ground floor imports nothing of ours
+    "darkroom.config": ("darkroom.choices",),
     "darkroom.params_file": ("darkroom.config",),
     "darkroom.models": GROUND,
     "darkroom.diffusion": GROUND,

@@ -8,18 +8,20 @@ The papers count t from 1; here t = 0 is their 1, and the clean picture is befor
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Self, get_args
 
 import torch
 from torch import Tensor
+
+from darkroom.choices import ScheduleKind, SpacingName
 
 COSINE_OFFSET = 0.008  # Nichol & Dhariwal 2021, section 3.2
 MAX_BETA = 0.999  # there too: the last cosine beta would be 1
 TERMINAL_SIGNAL = 2.0**-16  # sqrt(abar) that stands for 0 in a schedule of zero terminal SNR
 KARRAS_RHO = 7.0  # Karras et al. 2022, equation 5
 MOST_NOISE = math.exp(5.1)  # where DPM-Solver cuts cosine schedules (Lu et al. 2022, lambda = -5.1): above it there is no picture
-KINDS = ("linear", "quadratic", "sigmoid", "scaled_linear", "cosine", "flow")
-SPACINGS = ("trailing", "leading", "karras", "exponential", "uniform_lambda")
+KINDS = get_args(ScheduleKind)
+SPACINGS = get_args(SpacingName)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,8 @@
 """Models in and out: `import_model` and `export_model`, a part at a time, so that a large model fits into memory."""
 
 from pathlib import Path
-from typing import Literal
 
+from darkroom.choices import ExportFormat
 from darkroom.interchange.foreign_weights import SUFFIXES
 from darkroom.interchange.pipeline_folder import PipelineFolder, fetch_pipeline, is_hub_id, write_pipeline
 from darkroom.interchange.single_file import SingleFile, write_single_file
@@ -10,8 +10,6 @@ from darkroom.models.unet import UNetConfig
 from darkroom.models.weights import save_model
 from darkroom.provenance import replacing
 from darkroom.sampling.model_folder import ModelFolder
-
-Format = Literal["diffusers", "single-file"]
 
 
 def import_model(source: str, out: Path, *, prediction: str | None = None) -> None:
@@ -61,7 +59,7 @@ def open_source(source: str, prediction: str | None) -> SingleFile | PipelineFol
     raise ValueError(f"{source} is not there: give the folder of a diffusers pipeline, a single file, or OWNER/NAME on the hub.")
 
 
-def export_model(model: Path, out: Path, format: Format) -> list[Path]:
+def export_model(model: Path, out: Path, format: ExportFormat) -> list[Path]:
     """Writes a folder of ours for other programs.
 
     Args:

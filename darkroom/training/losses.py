@@ -1,17 +1,19 @@
 """The losses of the three tasks, as functions of tensors."""
 
 import math
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from darkroom.choices import LossWeighting
 from darkroom.diffusion.denoiser import check_prediction, scalings
 from darkroom.diffusion.posterior import mean_coefficients, variance
 from darkroom.diffusion.schedule import Schedule
 
 LEAST_PROBABILITY = 1 / 512  # of black or white by a Bernoulli decoder: about half a step of an 8-bit picture
-WEIGHTINGS = ("simple", "min_snr", "soft_min_snr", "p2", "variational")
+WEIGHTINGS = get_args(LossWeighting)
 
 
 def negative_log_likelihood(images: Tensor, reconstruction: Tensor, *, likelihood: str, scale: float | Tensor | None) -> Tensor:

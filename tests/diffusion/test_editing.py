@@ -11,7 +11,8 @@ from torch import Tensor
 
 from benchmarks.exact import gaussian
 from darkroom.diffusion.editing import ddim_invert, inpaint, levels_of_strength, slerp, start
-from darkroom.diffusion.samplers import SAMPLERS, ddim
+from darkroom.diffusion.samplers import SAMPLERS
+from darkroom.diffusion.samplers.stochastic import ddim
 from darkroom.diffusion.schedule import Schedule, noise_levels
 
 SCHEDULE = Schedule.make("cosine", 1000, 1e-4, 0.02)  # its last noise level is far above the others

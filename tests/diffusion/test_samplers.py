@@ -1,15 +1,20 @@
 """Samplers against closed forms: data for which D, and where the ODE or the SDE ends, are known."""
 
+import inspect
 import math
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from benchmarks.exact import Mixture, counted, even_shares, gaussian, linear_spread
-from darkroom.diffusion.samplers import SAMPLERS, Step, ddim, ddpm, euler, euler_maruyama, ode_adaptive
+from darkroom.choices import SamplerName
+from darkroom.diffusion.samplers import FAMILIES, SAMPLERS, Step
+from darkroom.diffusion.samplers.ode import euler, ode_adaptive
+from darkroom.diffusion.samplers.stochastic import ddim, ddpm, euler_maruyama
 from darkroom.diffusion.schedule import Schedule, noise_levels
 
 SCHEDULE = Schedule.make("scaled_linear", 1000, 0.00085, 0.012)
@@ -45,6 +50,14 @@ def falling(first: float, end: float, steps: int) -> Tensor:
 
 def test_every_sampler_is_either_of_the_ode_or_of_the_sde() -> None:
     assert sorted(STOCHASTIC + ODE) == sorted(SAMPLERS)
+
+
+def test_every_generator_of_the_families_has_a_name_in_choices() -> None:
+    functions = {name: value for family in FAMILIES for name, value in vars(family).items() if inspect.isgeneratorfunction(value)}
+    samplers = {
+        name for name, function in functions.items() if list(inspect.signature(function).parameters)[:3] == ["denoise", "x", "sigmas"]
+    }
+    assert {name for name in samplers if not name.startswith("_")} == set(get_args(SamplerName))
 
 
 def pathwise_error(name: str, steps: int) -> float:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from darkroom.diffusion.samplers import SAMPLERS, Step, ddim
+from darkroom.diffusion.samplers import SAMPLERS, Step
+from darkroom.diffusion.samplers.stochastic import ddim
 from darkroom.diffusion.schedule import Schedule, noise_levels
 
 diffusers = pytest.importorskip("diffusers")
