@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "darkroom.training": (*GROUND, "darkroom.models", "darkroom.diffusion", "darkroom.data", "darkroom.tracking.tracker"),
     "darkroom.sampling": (*GROUND, "darkroom.models", "darkroom.diffusion", "darkroom.tracking.registry"),
     "darkroom.interchange": (*GROUND, "darkroom.models", "darkroom.diffusion", "darkroom.sampling"),
+    "darkroom.previews": (*GROUND, "darkroom.models", "darkroom.diffusion", "darkroom.data", "darkroom.evaluation", "darkroom.sampling"),
     "darkroom.stage": (*GROUND, "darkroom.tracking"),
     "darkroom.cli": (*GROUND, "darkroom.sampling", "darkroom.interchange", "darkroom.tracking", "darkroom.data", "darkroom.evaluation"),
     "stages": ("darkroom",),

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from darkroom.config import TrainUnetParams
 from darkroom.diffusion.schedule import Schedule
 from darkroom.provenance import write_json
 
@@ -20,6 +21,11 @@ class DiffusionConfig:
     steps: int
     guidance_scale: float
     spacing: str = "trailing"  # of the noise levels, a name in diffusion.schedule.SPACINGS
+
+    @classmethod
+    def from_params(cls, params: TrainUnetParams) -> "DiffusionConfig":
+        schedule = Schedule.make(**params.schedule.model_dump())
+        return cls(schedule=schedule, prediction=params.prediction, **params.sampling.model_dump())
 
     def save(self, folder: Path) -> None:
         schedule_keys = ("kind", "num_train_timesteps", "beta_start", "beta_end", "zero_terminal_snr")
