@@ -164,10 +164,6 @@ class ShardReader:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def read(self, i: int) -> dict[str, str | memoryview]:
-        """The sample with its "__key__"; members are views of the mapped file, nothing is copied."""
-        return {"__key__": self.keys[i], **{name: self.member(i, name) for name in self._members[i]}}
-
     def member(self, i: int, name: str) -> memoryview:
         """One member of sample `i`.
 
@@ -224,15 +220,6 @@ class ImageShards:
                 batch[row] = np.asarray(image)
         return batch
 
-    @property
-    def captions(self) -> list[str]:
-        return [fields["caption"] for fields in self._fields]
-
-    @property
-    def attributes(self) -> list[dict[str, Any]]:
-        """What a metadata file said of each photo beside its name and caption."""
-        return [fields["attributes"] for fields in self._fields]
-
     @cached_property
-    def _fields(self) -> list[dict[str, Any]]:
-        return [self._reader.json(i) for i in range(len(self))]
+    def captions(self) -> list[str]:
+        return [self._reader.json(i)["caption"] for i in range(len(self))]

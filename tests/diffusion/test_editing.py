@@ -9,11 +9,11 @@ import torch
 from scipy.spatial import geometric_slerp
 from torch import Tensor
 
-from benchmarks.exact import gaussian
 from darkroom.diffusion.editing import ddim_invert, inpaint, levels_of_strength, slerp, start
 from darkroom.diffusion.samplers import SAMPLERS
 from darkroom.diffusion.samplers.stochastic import ddim
 from darkroom.diffusion.schedule import Schedule, noise_levels
+from tests.diffusion.gaussian_data import gaussian
 
 SCHEDULE = Schedule.make("cosine", 1000, 1e-4, 0.02)  # its last noise level is far above the others
 SPREAD = 0.8

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.exact import Mixture, counted, even_shares, gaussian
+from benchmarks.exact import Mixture, counted, even_shares
 from darkroom.diffusion.guidance import classifier_free, classifier_guidance, clip_guidance
 from darkroom.diffusion.samplers import SAMPLERS
 from darkroom.diffusion.schedule import MOST_NOISE, Schedule, noise_levels
+from tests.diffusion.gaussian_data import gaussian
 
 
 class Net:

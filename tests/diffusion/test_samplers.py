@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.exact import Mixture, counted, even_shares, gaussian, linear_spread
+from benchmarks.exact import Mixture, counted, even_shares
 from darkroom.choices import SamplerName
 from darkroom.diffusion.samplers import FAMILIES, SAMPLERS, Step
 from darkroom.diffusion.samplers.ode import euler, ode_adaptive
 from darkroom.diffusion.samplers.stochastic import ddim, ddpm, euler_maruyama
 from darkroom.diffusion.schedule import Schedule, noise_levels
+from tests.diffusion.gaussian_data import gaussian, linear_spread
 
 SCHEDULE = Schedule.make("scaled_linear", 1000, 0.00085, 0.012)
 MIXTURE = Mixture.of(means=[-1.2, 0.4, 1.5], spreads=[0.2, 0.1, 0.3], weights=[0.3, 0.2, 0.5])
