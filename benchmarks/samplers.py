@@ -10,10 +10,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from darkroom.diffusion.grids import SPACINGS, sigma_grid
-from darkroom.diffusion.samplers import SAMPLERS, ode_adaptive
-from darkroom.diffusion.schedule import Schedule
-from tests.diffusion.exact import Mixture, counted, even_shares
+from benchmarks.exact import Mixture, counted, even_shares
+from darkroom.diffusion.samplers import SAMPLERS
+from darkroom.diffusion.samplers.ode import ode_adaptive
+from darkroom.diffusion.schedule import SPACINGS, Schedule, noise_levels
 
 SCHEDULE = Schedule.make("scaled_linear", 1000, 0.00085, 0.012)
 DATA = Mixture.of(means=[-1.2, 0.4, 1.5], spreads=[0.2, 0.1, 0.3], weights=[0.3, 0.2, 0.5])
@@ -24,7 +24,7 @@ NUM_DRAWS, NUM_QUANTILES, NUM_ADAPTIVE = 65536, 1024, 32
 
 
 def error(name: str, evaluations: int, spacing: str) -> float:
-    sigmas = sigma_grid(SCHEDULE, (evaluations + 1) // 2 if name in TWO_A_STEP else evaluations, spacing)
+    sigmas = noise_levels(SCHEDULE, (evaluations + 1) // 2 if name in TWO_A_STEP else evaluations, spacing)
     num = NUM_QUANTILES if name in OF_THE_ODE else NUM_DRAWS
     generator = torch.Generator().manual_seed(0)
     start = quantiles(num, float(sigmas[0]))[torch.randperm(num, generator=generator)]
@@ -34,7 +34,7 @@ def error(name: str, evaluations: int, spacing: str) -> float:
 
 def adaptive(tolerance: float) -> tuple[int, float]:
     """Network evaluations a picture, and the error."""
-    sigmas = sigma_grid(SCHEDULE, 2, "karras")
+    sigmas = noise_levels(SCHEDULE, 2, "karras")
     denoise, calls = counted(DATA.denoise)
     *_, end = ode_adaptive(denoise, quantiles(NUM_ADAPTIVE, float(sigmas[0])), sigmas, tolerance=tolerance)
     return round((calls() - len(sigmas)) / NUM_ADAPTIVE) + len(sigmas), distance(end.x)

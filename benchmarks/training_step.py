@@ -13,7 +13,7 @@ from darkroom.models import layers
 from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
-from darkroom.training.optim import adamw
+from darkroom.training.optimizer import adamw
 
 BATCH = 64
 CLIP = {"embed_dim": 64, "image_size": 32, "patch_size": 8, "vision_width": 96, "vision_layers": 3, "text_width": 96, "text_layers": 2}

@@ -1,12 +1,11 @@
 """The parameters of a run as typed, frozen, strict sections: one class a stage, one field a number."""
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from darkroom import choices
 
 Fraction = Field(ge=0, le=1)
 PositiveInt = Field(gt=0)
-Precision = Literal["auto", "fp32", "bf16"]  # auto = bf16 where the hardware multiplies it, else fp32
 
 
 class Section(BaseModel):
@@ -17,7 +16,7 @@ class Section(BaseModel):
 
 class IngestParams(Section):
     side: int = Field(ge=16, le=4096)  # side of the square pictures, px
-    captions: list[Literal["text_file", "metadata", "folder"]]  # where to look, first hit wins; the template is last
+    captions: list[choices.CaptionSource]  # where to look, first hit wins; the template is last
     caption_template: str = Field(min_length=1)  # {folder} and {stem} may be used; the caption of a photo without one
     max_caption_characters: int = PositiveInt  # a longer caption rejects its photo
     min_side: int = PositiveInt  # px; a photo with a shorter side is rejected
@@ -26,7 +25,7 @@ class IngestParams(Section):
     background: str  # what shows through transparent pixels: "white", "#808080"
     val_fraction: float = Field(gt=0, lt=1)  # held out, chosen by content hash
     samples_per_shard: int = PositiveInt  # aimed at; membership is a function of the content hash
-    format: Literal["png", "jpeg"]  # of the pictures in the shards
+    format: choices.ImageFormat  # of the pictures in the shards
     jpeg_quality: int = Field(ge=1, le=100)
     num_workers: int = Field(ge=0)  # processes; 0 = one a core
 
@@ -39,11 +38,11 @@ class TrainingParams(Section):
     gradient_accumulation: int = PositiveInt  # micro-steps an optimizer step is split into
     lr: float = Field(gt=0)
     warmup_steps: int = Field(ge=0)
-    lr_decay: Literal["constant", "cosine"]
+    lr_decay: choices.LrDecay
     weight_decay: float = Field(ge=0)
     grad_clip: float = Field(gt=0)  # largest gradient norm
     ema_decay: float = Field(ge=0, lt=1)  # 0 = no averaging
-    precision: Precision  # of the arithmetic; the weights are fp32
+    precision: choices.Precision  # of the arithmetic; the weights are fp32
     log_every: int = PositiveInt  # steps
     val_every: int = PositiveInt  # steps
     checkpoint_every: int = PositiveInt  # steps
@@ -80,10 +79,10 @@ class ClipModel(Section):
 
 
 class TrainClipParams(TrainingParams):
-    mode: Literal["scratch", "finetune", "pretrained"]
+    mode: choices.ClipMode
     pretrained: str  # `ARCH` and weights as `ARCH::TAG_OR_FILE`, `hf-hub:OWNER/NAME` or a local folder; "" in scratch
-    text_layer: Literal["source", "last", "penultimate"]  # whose hidden states the U-Net attends to; source = as a folder says, else last
-    pad_token: Literal["source", "zero", "end"]  # behind short captions; source = as a folder says, else zero
+    text_layer: choices.TextLayerOrSource  # whose hidden states the U-Net attends to; source = as a folder says, else last
+    pad_token: choices.PadTokenOrSource  # behind short captions; source = as a folder says, else zero
     model: ClipModel
 
     @model_validator(mode="after")
@@ -104,7 +103,7 @@ class VaeModel(Section):
 class ClassifierPixels(Section):
     """The pixels that a classifier was trained on; the defaults are torchvision's."""
 
-    channels: Literal["rgb", "bgr"] = "rgb"
+    channels: choices.ChannelOrder = "rgb"
     scale: float = Field(default=1.0, gt=0)  # pixels are 0..scale before mean and std
     mean: list[float] = Field(default=[0.485, 0.456, 0.406], min_length=3, max_length=3)
     std: list[float] = Field(default=[0.229, 0.224, 0.225], min_length=3, max_length=3)
@@ -137,7 +136,7 @@ class AdversarialParams(Section):
 class TrainVaeParams(TrainingParams):
     init: str  # a folder in diffusers' layout to start from; "" = new weights
     model: VaeModel  # of new weights; ignored with `init`
-    likelihood: Literal["gaussian", "laplace", "bernoulli"]  # of a pixel given its latents
+    likelihood: choices.Likelihood  # of a pixel given its latents
     decoder_scale: float = Field(gt=0)  # its standard deviation (gaussian) or scale (laplace), in units of [-1, 1]
     learn_scale: bool  # start from decoder_scale and train it
     kl_weight: float = Field(ge=0)  # 1 = the evidence lower bound
@@ -169,7 +168,7 @@ class CacheLatentsParams(Section):
     gate: ReconstructionGate
     batch_size: int = PositiveInt
     flip: bool  # cache the mirrored picture too; training draws one of the two
-    precision: Precision
+    precision: choices.Precision
     samples_per_shard: int = PositiveInt
 
 
@@ -191,7 +190,7 @@ class UnetModel(Section):
 
 
 class ScheduleParams(Section):
-    kind: Literal["linear", "quadratic", "sigmoid", "scaled_linear", "cosine", "flow"]
+    kind: choices.ScheduleKind
     num_train_timesteps: int = Field(ge=2)
     beta_start: float = Field(gt=0, lt=1)
     beta_end: float = Field(gt=0, lt=1)
@@ -199,11 +198,8 @@ class ScheduleParams(Section):
 
 
 class SamplerParams(Section):
-    sampler: Literal[
-        "ddpm", "ddpm_beta", "ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "euler_maruyama",
-        "predictor_corrector", "ode_adaptive"
-    ]  # fmt: skip
-    spacing: Literal["trailing", "leading", "karras", "exponential", "uniform_lambda"]  # of the noise levels
+    sampler: choices.SamplerName
+    spacing: choices.SpacingName  # of the noise levels
     steps: int = PositiveInt
     guidance_scale: float = Field(ge=0)  # 1 = off
 
@@ -222,11 +218,11 @@ class TrainUnetParams(TrainingParams):
     lora: LoraParams
     gradient_checkpointing: bool  # keep less in memory, compute a third more
     schedule: ScheduleParams
-    prediction: Literal["epsilon", "v_prediction", "sample", "flow"]
-    loss_weighting: Literal["simple", "min_snr", "soft_min_snr", "p2", "variational"]
+    prediction: choices.Prediction
+    loss_weighting: choices.LossWeighting
     min_snr_gamma: float = Field(gt=0)  # of min_snr and soft_min_snr
     p2_gamma: float = Field(ge=0)
-    timesteps: Literal["uniform", "quasi_random", "lognormal"]  # how training draws them
+    timesteps: choices.TimestepDraw  # how training draws them
     lognormal_mean: float  # of log sigma
     lognormal_std: float = Field(gt=0)
     noise_offset: float = Field(ge=0)  # standard deviation of a noise that is one number a channel, added to the noise
@@ -255,7 +251,7 @@ class TrainUnetParams(TrainingParams):
 class FeatureParams(ClassifierPixels):
     """Whose features the distances are measured in."""
 
-    kind: Literal["clip", "torchvision"]  # clip = the run's own
+    kind: choices.FeatureKind  # clip = the run's own
     arch: str = ""  # torchvision: e.g. squeezenet1_0
     weights: str = ""  # torchvision: a local .safetensors file
     side: int = Field(default=224, gt=0)  # torchvision: px

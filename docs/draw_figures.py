@@ -23,10 +23,11 @@ from torch import Tensor
 
 from darkroom.diffusion.bound import chain_term, decoder_term, prior_term
 from darkroom.diffusion.denoiser import Denoise, make_denoiser
-from darkroom.diffusion.grids import sigma_grid
 from darkroom.diffusion.guidance import classifier_free
-from darkroom.diffusion.samplers import SAMPLERS, Sampler, ddpm, euler, heun
-from darkroom.diffusion.schedule import Schedule
+from darkroom.diffusion.samplers import SAMPLERS, Sampler
+from darkroom.diffusion.samplers.ode import euler, heun
+from darkroom.diffusion.samplers.stochastic import ddpm
+from darkroom.diffusion.schedule import Schedule, noise_levels
 
 PAPER, INK, FAINT = "#fbfaf6", "#2b2d33", "#8d9099"  # opaque paper: the figures read alike on white and on black pages
 COLOURS = ("#00688b", "#d1495b", "#e09f1f", "#5b8c5a", "#7b5ea7", "#8a5a44")
@@ -114,7 +115,7 @@ def draw_prior_to_ring(figure: Figure) -> None:
     radii = (-2 * (1 - (order + 0.5) / len(order)).log()).sqrt()  # quantiles of the prior's radius
     angles = order * (math.pi * (3 - math.sqrt(5)))  # the golden angle, as in a sunflower: even, and without rows
     prior = radii[:, None] * torch.stack([angles.cos(), angles.sin()], dim=1)
-    sigmas = sigma_grid(COSINE, 200, "karras")
+    sigmas = noise_levels(COSINE, 200, "karras")
     states = walk(heun, toy.denoise, prior * sigmas[0], sigmas)
     colours = WHEEL(angles.div(2 * math.pi).frac().numpy())
     columns = [0, *(int((sigmas - sigma).abs().argmin()) for sigma in (1.0, 0.5, 0.25)), len(sigmas) - 1]
@@ -132,7 +133,7 @@ def draw_paths(figure: Figure) -> None:
     for row, (sampler, name) in enumerate(((euler, "ODE"), (ddpm, "SDE"))):
         for column, steps in enumerate((250, 10)):
             paths, ends = cells[row, 2 * column], cells[row, 2 * column + 1]
-            sigmas = sigma_grid(COSINE, steps)
+            sigmas = noise_levels(COSINE, steps)
             starts = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(4000, dtype=torch.float64) + 0.5) / 4000)[:, None]
             states = walk(sampler, toy.denoise, starts * sigmas[0], sigmas, torch.Generator().manual_seed(3))
             preserving = (states / (1 + sigmas**2).sqrt()[:, None, None])[..., 0]
@@ -237,7 +238,7 @@ def draw_guidance(figure: Figure) -> None:
         denoised = torch.where(context[:, 0] > 0, part.denoise(x, sigma), whole.denoise(x, sigma))
         return (x - denoised) / sigma
 
-    sigmas = sigma_grid(COSINE, 60, "karras")
+    sigmas = noise_levels(COSINE, 60, "karras")
     noise = torch.randn(700, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for axes, scale in zip(figure.subplots(1, 4), (0.0, 1.0, 2.0, 6.0), strict=True):
         guided = classifier_free(net, torch.ones(700, 1, 1), torch.zeros(1, 1), scale)

@@ -10,8 +10,8 @@ import torch
 from PIL import ExifTags, Image
 
 from darkroom.cli import main
-from darkroom.diffusion.grids import SPACINGS
 from darkroom.diffusion.samplers import SAMPLERS
+from darkroom.diffusion.schedule import SPACINGS
 from darkroom.sampling import TextToImage
 from tests.test_cli import fails
 

@@ -26,7 +26,7 @@ def add_import(commands: Commands) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> None:
-    from darkroom.interchange.transfer import import_model
+    from darkroom.interchange.exchange import import_model
 
     import_model(arguments.source, arguments.out, prediction=arguments.prediction)
     print(f"{arguments.out}: draw with `darkroom sample --model {arguments.out}`, or train from it (docs/interchange.md).")
@@ -53,7 +53,7 @@ def add_export(commands: Commands) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from darkroom.interchange.transfer import export_model
+    from darkroom.interchange.exchange import export_model
 
     model = Path(arguments.model)
     if arguments.model.startswith("models:/"):

@@ -23,7 +23,6 @@ from darkroom.provenance import canonical_json
 
 MOMENTS = "moments.npy"
 TOKENS = "tokens.npy"
-EMPTY_CAPTION = ""
 HALF_MAX = float(np.finfo(np.float16).max)
 
 

@@ -91,6 +91,23 @@ def write_spooled(folder: Path, split: str, spool: Spool, keys: Sequence[str], *
     return table
 
 
+def split_by_hash(hashes: Sequence[str], val_fraction: float) -> dict[str, list[str]]:
+    """sha256 hex digests to {"train": ..., "val": ...}, each sorted.
+
+    A photo is held out if its hash, read as a fraction of all hashes, is below `val_fraction`. With so few photos that one
+    side is empty, the lowest hash goes to val, or the highest to train.
+
+    Raises:
+        ValueError: fewer than two photos.
+    """
+    if len(hashes) < 2:
+        raise ValueError(f"{len(hashes)} usable photo; at least two are needed, one to train on and one to hold out. Add photos.")
+    ordered = sorted(hashes)
+    num_val = sum(int(digest[:16], 16) < val_fraction * 2**64 for digest in ordered)
+    num_val = min(max(num_val, 1), len(ordered) - 1)
+    return {"train": ordered[num_val:], "val": ordered[:num_val]}
+
+
 def num_shards_for(num_samples: int, samples_per_shard: int) -> int:
     """The power of two at which a shard has `samples_per_shard` or less on average."""
     return 1 << max(0, math.ceil(math.log2(max(1, num_samples) / samples_per_shard)))
@@ -146,10 +163,6 @@ class ShardReader:
 
     def __len__(self) -> int:
         return len(self.keys)
-
-    def read(self, i: int) -> dict[str, str | memoryview]:
-        """The sample with its "__key__"; members are views of the mapped file, nothing is copied."""
-        return {"__key__": self.keys[i], **{name: self.member(i, name) for name in self._members[i]}}
 
     def member(self, i: int, name: str) -> memoryview:
         """One member of sample `i`.
@@ -207,15 +220,6 @@ class ImageShards:
                 batch[row] = np.asarray(image)
         return batch
 
-    @property
-    def captions(self) -> list[str]:
-        return [fields["caption"] for fields in self._fields]
-
-    @property
-    def attributes(self) -> list[dict[str, Any]]:
-        """What a metadata file said of each photo beside its name and caption."""
-        return [fields["attributes"] for fields in self._fields]
-
     @cached_property
-    def _fields(self) -> list[dict[str, Any]]:
-        return [self._reader.json(i) for i in range(len(self))]
+    def captions(self) -> list[str]:
+        return [self._reader.json(i)["caption"] for i in range(len(self))]

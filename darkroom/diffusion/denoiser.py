@@ -5,17 +5,18 @@ equation 7), with x = x_0 + sigma noise. `scalings` holds the coefficients; samp
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from darkroom.choices import Prediction
 from darkroom.diffusion.schedule import Schedule
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x, sigma) -> denoised: the expected x_0, given x = x_0 + sigma * noise
 Net = Callable[[Tensor, Tensor], Tensor]  # (x at the network's scale (B, C, h, w), t (B,)) -> prediction (B, C, h, w)
 
-PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")  # the words of diffusers; "sample" is x_0
+PREDICTIONS = get_args(Prediction)
 
 
 class Scalings(NamedTuple):

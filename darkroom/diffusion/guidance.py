@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from darkroom.diffusion.denoiser import Denoise, Net, times
-from darkroom.diffusion.grids import MOST_NOISE
+from darkroom.diffusion.schedule import MOST_NOISE
 
 ConditionalNet = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, t, context) -> prediction
 LogProbability = Callable[[Tensor, Tensor], Tensor]  # (x, sigma) -> log p(y | x, sigma) of each picture (B,), differentiable in x

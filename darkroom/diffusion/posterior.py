@@ -3,12 +3,15 @@
 Pictures are variance-preserving here, t counts from 0, and x_(-1) is the clean picture, which is what the step t = 0 leads back to.
 """
 
+from typing import get_args
+
 from torch import Tensor
 
+from darkroom.choices import VarianceKind
 from darkroom.diffusion.denoiser import times
 from darkroom.diffusion.schedule import Schedule
 
-VARIANCES = ("beta_tilde", "beta")  # of p(x_(t-1) | x_t): exact if the picture is one point, exact if it is white noise
+VARIANCES = get_args(VarianceKind)  # of p(x_(t-1) | x_t): exact if the picture is one point, exact if it is white noise
 
 
 def forward_step(previous: Tensor, noise: Tensor, t: Tensor, schedule: Schedule) -> Tensor:

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from darkroom.interchange.ldm_keys import UNET_PREFIX, VAE_PREFIX
+from darkroom.interchange.text_encoder import model_cfg
 from darkroom.models.autoencoder import AutoencoderConfig
-from darkroom.models.ldm_keys import UNET_PREFIX, VAE_PREFIX
-from darkroom.models.text_keys import model_cfg
 from darkroom.models.unet import DOWN_TYPES, UNetConfig
 
 TRANSFORMERS_TEXT = "cond_stage_model.transformer."  # Stable Diffusion 1.x

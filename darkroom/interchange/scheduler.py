@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darkroom.diffusion.config import DiffusionConfig
 from darkroom.diffusion.schedule import KINDS, Schedule
-from darkroom.sampling import DiffusionConfig
 
 # diffusers' names -> ours
 BETA_SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}

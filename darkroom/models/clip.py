@@ -25,6 +25,7 @@ from darkroom.models.weights import load_weights, read_weights
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 LOCAL = "local-dir:"  # what open_clip wants before a folder
+VOCAB_SIZE = 49408  # of CLIP's byte-pair tokenizer, start and end mark included
 HEAD_WIDTH = 32  # channels of an attention head in towers that we build
 MAX_LOGIT_SCALE = 100.0  # Radford et al. 2021, section 2.5
 PLAIN_PIXELS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
@@ -83,7 +84,7 @@ class ClipTowers(nn.Module):
             },
             "text_cfg": {
                 "context_length": model["context_length"],
-                "vocab_size": 49408,  # of open_clip's byte-pair tokenizer
+                "vocab_size": VOCAB_SIZE,
                 "width": model["text_width"],
                 "heads": model["text_width"] // HEAD_WIDTH,
                 "layers": model["text_layers"],

@@ -3,14 +3,13 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 from torch import Tensor
 
-FILE = "text_conditioning.json"
+from darkroom.choices import PadToken, TextLayer
 
-Layer = Literal["last", "penultimate"]
-PadToken = Literal["zero", "end"]
+FILE = "text_conditioning.json"
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class TextConditioning:
     hidden state through the final norm.
     """
 
-    layer: Layer = "last"
+    layer: TextLayer = "last"
     pad_token: PadToken = "zero"
 
     @classmethod
@@ -35,7 +34,7 @@ class TextConditioning:
         if not path.is_file():
             return cls()
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        choices = {"layer": get_args(Layer), "pad_token": get_args(PadToken)}
+        choices = {"layer": get_args(TextLayer), "pad_token": get_args(PadToken)}
         for key, value in values.items():
             if key not in choices or value not in choices[key]:
                 known = "; ".join(f"`{name}` is {' or '.join(options)}" for name, options in choices.items())

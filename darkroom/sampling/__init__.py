@@ -1,6 +1,5 @@
 """From prompts to pictures: the one way that evaluation, the command line and the served model draw."""
 
-from darkroom.sampling.diffusion_config import DiffusionConfig
 from darkroom.sampling.text_to_image import TextToImage
 
-__all__ = ["DiffusionConfig", "TextToImage"]
+__all__ = ["TextToImage"]

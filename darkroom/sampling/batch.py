@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from darkroom.diffusion.conditioning import inpaint, start
 from darkroom.diffusion.denoiser import Denoise
+from darkroom.diffusion.editing import inpaint, start
 from darkroom.diffusion.samplers import NoiseAt
 from darkroom.sampling.settings import Settings
 

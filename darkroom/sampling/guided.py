@@ -2,13 +2,13 @@
 
 from torch import Tensor
 
+from darkroom.diffusion.config import DiffusionConfig
 from darkroom.diffusion.denoiser import Denoise, make_denoiser
 from darkroom.diffusion.guidance import Similarity, classifier_free, clip_guidance
 from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel
 from darkroom.sampling.batch import Batch
-from darkroom.sampling.diffusion_config import DiffusionConfig
 from darkroom.sampling.settings import Settings
 
 

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from darkroom.diffusion.config import DiffusionConfig
 from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel
 from darkroom.models.weights import load_model
 from darkroom.provenance import INDEX, check_lineage, read_index
-from darkroom.sampling.diffusion_config import DiffusionConfig
 
 PARTS = ("clip", "vae", "unet")
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from darkroom.diffusion.conditioning import slerp
+from darkroom.diffusion.editing import slerp
 
 
 def check_stops(num_prompts: int, num_seeds: int, num: int) -> None:

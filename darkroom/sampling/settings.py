@@ -6,10 +6,10 @@ from typing import Self, TypedDict
 
 from torch import Tensor
 
-from darkroom.diffusion.conditioning import grid_of_strength
-from darkroom.diffusion.grids import sigma_grid
+from darkroom.diffusion.config import DiffusionConfig
+from darkroom.diffusion.editing import levels_of_strength
 from darkroom.diffusion.samplers import SAMPLERS, Sampler
-from darkroom.sampling.diffusion_config import DiffusionConfig
+from darkroom.diffusion.schedule import noise_levels
 
 ONE_AT_A_TIME = ("ode_adaptive",)  # its work for a batch grows with the square of the batch
 
@@ -61,10 +61,10 @@ class Settings:
             raise ValueError(f"There is no sampler {name!r}; there are {', '.join(sorted(SAMPLERS))}.")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; at least 1 is needed.")
-        grid = sigma_grid(config.schedule, config.steps if steps is None else steps, config.spacing if spacing is None else spacing)
+        grid = noise_levels(config.schedule, config.steps if steps is None else steps, config.spacing if spacing is None else spacing)
         return cls(
             sampler=SAMPLERS[name],
-            sigmas=grid_of_strength(grid, strength),
+            sigmas=levels_of_strength(grid, strength),
             guidance_scale=config.guidance_scale if guidance_scale is None else guidance_scale,
             guidance_rescale=guidance_rescale,
             guidance_interval=guidance_interval,

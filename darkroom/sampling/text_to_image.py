@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from darkroom.device import best_device
-from darkroom.diffusion.conditioning import ddim_invert, start
+from darkroom.diffusion.config import DiffusionConfig
 from darkroom.diffusion.denoiser import Denoise
+from darkroom.diffusion.editing import ddim_invert, start
 from darkroom.diffusion.samplers import NoiseAt
 from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.clip import ClipTowers
@@ -21,7 +22,6 @@ from darkroom.pixels import to_float, to_uint8
 from darkroom.progress import progress
 from darkroom.sampling.batch import Batch, draw
 from darkroom.sampling.canvas import Canvas, Given, pixel_mask, resolve_strength
-from darkroom.sampling.diffusion_config import DiffusionConfig
 from darkroom.sampling.guided import guided_denoiser
 from darkroom.sampling.model_folder import ModelFolder
 from darkroom.sampling.noise import SeededNoise, no_noise
@@ -96,7 +96,7 @@ class TextToImage:
         size: tuple[int, int] | None = None,  # height and width, px; default that of `image`, or of the training pictures
         steps: int | None = None,  # network evaluations (heun: about twice as many); None = the model's default
         sampler: str | None = None,  # a name in diffusion.samplers.SAMPLERS
-        spacing: str | None = None,  # a name in diffusion.grids.SPACINGS
+        spacing: str | None = None,  # a name in diffusion.schedule.SPACINGS
         guidance_scale: float | None = None,  # 1 = off
         guidance_rescale: float = 0.0,  # 0 to 1, against overexposed pictures
         guidance_interval: tuple[float, float] | None = None,  # from and to which timestep; all others see the prompt alone
@@ -144,7 +144,7 @@ class TextToImage:
         steps: int | None = None,  # None = the model's default
         spacing: str | None = None,
         guidance_scale: float = 1.0,  # more makes the way back less exact
-        iterations: int = 3,  # network evaluations a step; more is more exact (see diffusion.conditioning.ddim_invert)
+        iterations: int = 3,  # network evaluations a step; more is more exact (see diffusion.editing.ddim_invert)
         batch_size: int = 32,
         show_progress: bool = False,
     ) -> Tensor:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from darkroom.provenance import files_table, replacing, write_json
-from darkroom.training.ema import Ema
+from darkroom.training.optimizer import Ema
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"

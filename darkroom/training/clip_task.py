@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from darkroom.data.shards import ImageShards
 from darkroom.models.clip import ClipTowers
 from darkroom.pixels import to_float
-from darkroom.training.batches import VAL_SAMPLES, Batch, chunks, mirrored
 from darkroom.training.draws import shuffled, uniform
 from darkroom.training.losses import contrastive_loss, gather_with_gradient
+from darkroom.training.task import VAL_SAMPLES, Batch, chunks, mirrored
 
 
 class ClipTask:

@@ -10,13 +10,11 @@ from darkroom.config import TrainUnetParams
 from darkroom.data.latents import LatentShards
 from darkroom.diffusion.denoiser import add_noise, target
 from darkroom.diffusion.schedule import Schedule
-from darkroom.diffusion.weighting import loss_weights
 from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.unet import UNet2DConditionModel
-from darkroom.training.batches import VAL_SAMPLES, Batch, chunks
-from darkroom.training.draws import normal, shuffled, uniform
-from darkroom.training.losses import weighted_squared_error
-from darkroom.training.timesteps import draw_timesteps
+from darkroom.training.draws import normal, quasi_uniform, shuffled, uniform
+from darkroom.training.losses import loss_weights, weighted_squared_error
+from darkroom.training.task import VAL_SAMPLES, Batch, chunks
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Chance:
 
 
 class DiffusionTask:
-    """The denoising loss on cached latents: squared error of what the network predicts, with a weight a timestep (diffusion.weighting)."""
+    """The denoising loss on cached latents: squared error of what the network predicts, weighted by timestep (`loss_weights`)."""
 
     def __init__(
         self,
@@ -113,3 +111,17 @@ class DiffusionTask:
         error = torch.cat(errors)
         quarters = {f"loss_quarter_{number}": float(part.mean()) for number, part in enumerate(error.chunk(4), start=1)}
         return {"loss": float(error.mean()), **quarters}
+
+
+def draw_timesteps(params: TrainUnetParams, schedule: Schedule, positions: range) -> Tensor:
+    """Whole timesteps 0 .. T-1, (B,).
+
+    "quasi_random" spreads any run of consecutive positions evenly over time, so that the loss of a batch varies less. "lognormal"
+    looks most at noise levels near exp(lognormal_mean) (Karras et al. 2022, table 1), which with the schedule `flow` is the
+    logit-normal of Esser et al. 2024, section 3.1; levels beyond the schedule's ends count as the ends.
+    """
+    if params.timesteps == "lognormal":
+        log_sigma = params.lognormal_mean + params.lognormal_std * normal((), seed=params.seed, stream="timestep", positions=positions)
+        return schedule.sigma_to_t(log_sigma.double().exp()).round().long()
+    draw = quasi_uniform if params.timesteps == "quasi_random" else uniform
+    return (draw(seed=params.seed, stream="timestep", positions=positions) * schedule.num_train_timesteps).long()

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Queue
-from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -21,44 +20,12 @@ from darkroom.config import TrainingParams
 from darkroom.device import best_device, use_bf16
 from darkroom.progress import progress
 from darkroom.tracking.tracker import Tracker
-from darkroom.training.batches import Batch
 from darkroom.training.checkpoint import Checkpoints
 from darkroom.training.draws import positions_of_step
-from darkroom.training.ema import Ema
-from darkroom.training.optim import adamw, learning_rate
+from darkroom.training.optimizer import Ema, adamw, learning_rate
+from darkroom.training.task import Batch, Task
 
 logger = logging.getLogger(__name__)
-
-
-class Task(Protocol):
-    """A network, its loss and its validation."""
-
-    num_samples: int  # training samples, for the log
-
-    @property
-    def net(self) -> nn.Module:
-        """All that is trained, and all that a checkpoint holds."""
-        ...
-
-    @property
-    def averaged(self) -> nn.Module:
-        """What outlives training: `net`, or the part of it without an opponent that is only there to train against."""
-        ...
-
-    def batch(self, positions: range) -> Batch:
-        """The samples at these positions with all their chance (noise, flips, dropout), on the CPU; runs in a thread."""
-        ...
-
-    def loss(self, net: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """A scalar to minimise, and scalars to log, of which `loss` replaces that scalar in the curves.
-
-        `net` is the wrapped network: call it, never its parts, or gradients do not cross processes.
-        """
-        ...
-
-    def validate(self, device: torch.device) -> dict[str, float]:
-        """Numbers on the held-out split at fixed noise; `self.averaged` has the averaged weights."""
-        ...
 
 
 @dataclass

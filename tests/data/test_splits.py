@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 
-from darkroom.data.splits import split_by_hash
+from darkroom.data.shards import split_by_hash
 
 
 def hashes(number: int) -> list[str]:

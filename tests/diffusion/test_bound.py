@@ -24,7 +24,7 @@ from darkroom.diffusion.bound import (
 from darkroom.diffusion.denoiser import Denoise, add_noise, times
 from darkroom.diffusion.posterior import VARIANCES, mean_from_x0, variance
 from darkroom.diffusion.schedule import KINDS, Schedule
-from darkroom.diffusion.weighting import loss_weights
+from darkroom.training.losses import loss_weights
 
 LINEAR = Schedule.make("linear", 1000, 1e-4, 0.02)
 

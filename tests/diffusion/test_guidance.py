@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from darkroom.diffusion.grids import MOST_NOISE, sigma_grid
+from benchmarks.exact import Mixture, counted, even_shares
 from darkroom.diffusion.guidance import classifier_free, classifier_guidance, clip_guidance
 from darkroom.diffusion.samplers import SAMPLERS
-from darkroom.diffusion.schedule import Schedule
-from tests.diffusion.exact import Mixture, counted, even_shares, gaussian
+from darkroom.diffusion.schedule import MOST_NOISE, Schedule, noise_levels
+from tests.diffusion.gaussian_data import gaussian
 
 
 class Net:
@@ -118,7 +118,7 @@ def test_a_perfect_classifier_makes_the_denoiser_that_of_the_class(label: int, s
 
 @pytest.mark.parametrize("name", ["dpmpp_2m", "ddpm"])
 def test_sampling_guided_by_a_perfect_classifier_draws_the_class_alone(name: str) -> None:
-    sigmas, generator = sigma_grid(SCHEDULE, 100, "karras"), torch.Generator().manual_seed(0)
+    sigmas, generator = noise_levels(SCHEDULE, 100, "karras"), torch.Generator().manual_seed(0)
 
     def noise_at(_: int) -> Tensor:
         return torch.randn(4096, generator=generator, dtype=torch.float64)
@@ -148,7 +148,7 @@ def test_classifier_guidance_is_adm_g_in_the_language_of_the_noise() -> None:
 @pytest.mark.parametrize("spread", [0.5, 1.0, 2.0])
 def test_a_linear_similarity_tilts_gaussian_data_as_it_should(spread: float) -> None:
     """N(0, d^2) times e^(a x) is N(a d^2, d^2)."""
-    sigmas, slope, scale = sigma_grid(SCHEDULE, 200, "karras"), 0.3, 2.0
+    sigmas, slope, scale = noise_levels(SCHEDULE, 200, "karras"), 0.3, 2.0
     truth = Mixture.of([scale * slope * spread**2], [spread], [1.0])
     start = truth.quantile(even_shares(20), sigmas[0])
     *_, end = SAMPLERS["heun"](clip_guidance(gaussian(spread), lambda denoised: slope * denoised, scale), start, sigmas)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
-from darkroom.diffusion.conditioning import slerp
 from darkroom.diffusion.denoiser import PREDICTIONS, add_noise, make_denoiser, scalings, target
+from darkroom.diffusion.editing import slerp
 from darkroom.diffusion.samplers import SAMPLERS
 from darkroom.diffusion.schedule import Schedule
 from darkroom.training.losses import weighted_squared_error

@@ -1,17 +1,22 @@
 """Samplers against closed forms: data for which D, and where the ODE or the SDE ends, are known."""
 
+import inspect
 import math
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from darkroom.diffusion.grids import sigma_grid
-from darkroom.diffusion.samplers import SAMPLERS, Step, ddim, ddpm, euler, euler_maruyama, ode_adaptive
-from darkroom.diffusion.schedule import Schedule
-from tests.diffusion.exact import Mixture, counted, even_shares, gaussian, linear_spread
+from benchmarks.exact import Mixture, counted, even_shares
+from darkroom.choices import SamplerName
+from darkroom.diffusion.samplers import FAMILIES, SAMPLERS, Step
+from darkroom.diffusion.samplers.ode import euler, ode_adaptive
+from darkroom.diffusion.samplers.stochastic import ddim, ddpm, euler_maruyama
+from darkroom.diffusion.schedule import Schedule, noise_levels
+from tests.diffusion.gaussian_data import gaussian, linear_spread
 
 SCHEDULE = Schedule.make("scaled_linear", 1000, 0.00085, 0.012)
 MIXTURE = Mixture.of(means=[-1.2, 0.4, 1.5], spreads=[0.2, 0.1, 0.3], weights=[0.3, 0.2, 0.5])
@@ -48,6 +53,14 @@ def test_every_sampler_is_either_of_the_ode_or_of_the_sde() -> None:
     assert sorted(STOCHASTIC + ODE) == sorted(SAMPLERS)
 
 
+def test_every_generator_of_the_families_has_a_name_in_choices() -> None:
+    functions = {name: value for family in FAMILIES for name, value in vars(family).items() if inspect.isgeneratorfunction(value)}
+    samplers = {
+        name for name, function in functions.items() if list(inspect.signature(function).parameters)[:3] == ["denoise", "x", "sigmas"]
+    }
+    assert {name for name in samplers if not name.startswith("_")} == set(get_args(SamplerName))
+
+
 def pathwise_error(name: str, steps: int) -> float:
     """Of the ODE from sigma 20 to 0.02, along which x of Gaussian data is proportional to sqrt(SPREAD^2 + sigma^2)."""
     x = 20 * draw(4, 1, 2, 2)
@@ -77,7 +90,7 @@ def test_the_error_of_the_variance_falls_with_the_order_of_the_method(name: str,
 
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_stochastic_samplers_keep_the_variance_of_gaussian_data(name: str) -> None:
-    sigmas = sigma_grid(SCHEDULE, 1000, "karras")
+    sigmas = noise_levels(SCHEDULE, 1000, "karras")
     spread = linear_spread(name, gaussian(SPREAD), sigmas, start=math.hypot(SPREAD, sigmas[0]))[-1]
     assert spread == pytest.approx(SPREAD, rel=0.006)
 
@@ -107,7 +120,7 @@ def test_langevin_steps_repair_a_wrong_variance() -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_exact_score_of_a_mixture_is_sampled_to_its_moments(name: str) -> None:
     num = 32 if name == "ode_adaptive" else 4096
-    sigmas = sigma_grid(SCHEDULE, 150, "karras")
+    sigmas = noise_levels(SCHEDULE, 150, "karras")
     generator = torch.Generator().manual_seed(0)
     start = MIXTURE.quantile(even_shares(num)[torch.randperm(num, generator=generator)], sigmas[0])
     x = last(SAMPLERS[name](MIXTURE.denoise, start, sigmas, noise_at=lambda _: torch.randn(num, generator=generator, dtype=torch.float64)))
@@ -120,7 +133,7 @@ def test_the_exact_score_of_a_mixture_is_sampled_to_its_moments(name: str) -> No
 @pytest.mark.parametrize("name", ODE)
 def test_the_ode_keeps_the_quantiles_of_a_mixture(name: str) -> None:
     """On a line the paths cannot cross, so that x goes from a quantile of the noise to the same one of the data."""
-    sigmas = sigma_grid(SCHEDULE, 300, "karras")
+    sigmas = noise_levels(SCHEDULE, 300, "karras")
     shares = even_shares(12)
     x = last(SAMPLERS[name](MIXTURE.denoise, MIXTURE.quantile(shares, sigmas[0]), sigmas))
     torch.testing.assert_close(x, MIXTURE.quantile(shares, torch.tensor(0.0)), rtol=0, atol=0.02)
@@ -162,7 +175,7 @@ def test_too_long_a_step_of_euler_maruyama_is_one_of_ddpm() -> None:
 
 
 def test_ddim_without_noise_is_euler_and_with_all_of_it_ddpm() -> None:
-    sigmas = sigma_grid(SCHEDULE, 10)
+    sigmas = noise_levels(SCHEDULE, 10)
     x = sigmas[0] * draw(2, 3, 4, 4)
     torch.testing.assert_close(last(ddim(curved, x, sigmas)), last(euler(curved, x, sigmas)))
     ancestral = last(ddpm(curved, x, sigmas, noise_at=noise_at))
@@ -216,7 +229,7 @@ def test_the_adaptive_solver_refuses_what_is_not_finite_or_has_no_end() -> None:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_reports_its_steps_and_ends_on_what_it_denoised(name: str) -> None:
-    sigmas = sigma_grid(SCHEDULE, 5)
+    sigmas = noise_levels(SCHEDULE, 5)
     steps = list(SAMPLERS[name](curved, sigmas[0] * draw(2, 3, 4, 4), sigmas, noise_at=noise_at))
     assert [step.index for step in steps] == [0, 1, 2, 3, 4]
     assert [step.sigma for step in steps] == sigmas[:-1].tolist()
@@ -226,7 +239,7 @@ def test_every_sampler_reports_its_steps_and_ends_on_what_it_denoised(name: str)
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "ode_adaptive"])
 def test_network_evaluations_are_as_documented(name: str) -> None:
     denoise, calls = counted(curved)
-    sigmas = sigma_grid(SCHEDULE, 5)
+    sigmas = noise_levels(SCHEDULE, 5)
     last(SAMPLERS[name](denoise, sigmas[0] * draw(2, 3, 4, 4), sigmas, noise_at=noise_at))
     assert calls() == (9 if name in ("heun", "predictor_corrector") else 5)
 
@@ -239,14 +252,14 @@ def test_noises_are_asked_for_in_order_and_each_once(name: str) -> None:
         asked.append(index)
         return noise_at(index)
 
-    sigmas = sigma_grid(SCHEDULE, 5)
+    sigmas = noise_levels(SCHEDULE, 5)
     last(SAMPLERS[name](curved, sigmas[0] * draw(2, 3, 4, 4), sigmas, noise_at=listening))
     assert asked == list(range({"predictor_corrector": 8}.get(name, 4) if name in STOCHASTIC else 0))  # the last step has none
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_picture_does_not_depend_on_the_others_in_its_batch(name: str) -> None:
-    sigmas = sigma_grid(SCHEDULE, 6)
+    sigmas = noise_levels(SCHEDULE, 6)
     x = sigmas[0] * draw(2, 3, 4, 4)
     together = last(SAMPLERS[name](curved, x, sigmas, noise_at=noise_at))
     alone = last(SAMPLERS[name](curved, x[1:], sigmas, noise_at=lambda index: noise_at(index)[1:]))
@@ -264,7 +277,7 @@ FAR = {
 @pytest.mark.parametrize("kind", FAR)
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "ode_adaptive"])
 def test_a_huge_first_sigma_leaves_the_variance_right(name: str, kind: str, spacing: str) -> None:
-    sigmas = sigma_grid(FAR[kind], 50, spacing)
+    sigmas = noise_levels(FAR[kind], 50, spacing)
     spread = linear_spread(name, gaussian(SPREAD), sigmas, start=math.hypot(SPREAD, sigmas[0]))[-1]
     assert spread == pytest.approx(SPREAD, rel=0.2)
 
@@ -284,7 +297,7 @@ def test_a_small_error_of_the_network_stays_small_in_a_step_from_a_huge_sigma(na
 @pytest.mark.parametrize("kind", FAR)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_single_precision_is_enough_from_the_largest_sigma_down(name: str, kind: str) -> None:
-    sigmas = sigma_grid(FAR[kind], 20)
+    sigmas = noise_levels(FAR[kind], 20)
     x = sigmas[0] * draw(2, 3, 4, 4)
     exact = last(SAMPLERS[name](gaussian(SPREAD), x, sigmas, noise_at=noise_at))
     steps = list(SAMPLERS[name](gaussian(SPREAD), x.float(), sigmas, noise_at=lambda index: noise_at(index).float()))

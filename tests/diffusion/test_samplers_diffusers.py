@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from darkroom.diffusion.grids import sigma_grid
-from darkroom.diffusion.samplers import SAMPLERS, Step, ddim
-from darkroom.diffusion.schedule import Schedule
+from darkroom.diffusion.samplers import SAMPLERS, Step
+from darkroom.diffusion.samplers.stochastic import ddim
+from darkroom.diffusion.schedule import Schedule, noise_levels
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -88,7 +88,7 @@ def assert_same_states(steps: Iterator[Step], theirs: Iterator[Tensor], num: int
 @pytest.mark.usefixtures("same_noise")
 @pytest.mark.parametrize(("spacing", "steps"), [("trailing", 1), ("trailing", 8), ("trailing", 30), ("leading", 1), ("leading", 30)])
 def test_ddpm_takes_the_steps_of_diffusers(spacing: str, steps: int) -> None:
-    sigmas = sigma_grid(SCHEDULE, steps, spacing)
+    sigmas = noise_levels(SCHEDULE, steps, spacing)
     scheduler = oracle("DDPMScheduler", steps, **OPTIONS[spacing], variance_type="fixed_small", clip_sample=False)
     assert_same_states(ours("ddpm", sigmas), preserving_states(scheduler, sigmas), steps)
 
@@ -96,7 +96,7 @@ def test_ddpm_takes_the_steps_of_diffusers(spacing: str, steps: int) -> None:
 @pytest.mark.usefixtures("same_noise")
 @pytest.mark.parametrize(("name", "variance"), [("ddpm", "fixed_small"), ("ddpm_beta", "fixed_large")])
 def test_ddpm_at_every_timestep_takes_the_steps_of_diffusers_with_both_variances(name: str, variance: str) -> None:
-    sigmas = sigma_grid(Schedule.make("scaled_linear", 25, **BETAS), 25)
+    sigmas = noise_levels(Schedule.make("scaled_linear", 25, **BETAS), 25)
     scheduler = oracle("DDPMScheduler", 25, num_train_timesteps=25, variance_type=variance, clip_sample=False)
     assert_same_states(ours(name, sigmas), preserving_states(scheduler, sigmas), 25)
 
@@ -104,7 +104,7 @@ def test_ddpm_at_every_timestep_takes_the_steps_of_diffusers_with_both_variances
 @pytest.mark.usefixtures("same_noise")
 def test_ddpm_beta_takes_the_steps_of_diffusers_but_for_noise_on_the_finished_picture() -> None:
     """Theirs adds noise in the last step too unless that is the first timestep of training; Ho et al. 2020, algorithm 2, adds none."""
-    sigmas = sigma_grid(SCHEDULE, 30)
+    sigmas = noise_levels(SCHEDULE, 30)
     scheduler = oracle("DDPMScheduler", 30, **OPTIONS["trailing"], variance_type="fixed_large", clip_sample=False)
     steps, theirs = list(ours("ddpm_beta", sigmas)), list(preserving_states(scheduler, sigmas))
     assert_same_states(iter(steps[:-1]), iter(theirs[:-1]), 29)
@@ -117,7 +117,7 @@ def test_ddpm_beta_takes_the_steps_of_diffusers_but_for_noise_on_the_finished_pi
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim_takes_the_steps_of_diffusers(eta: float, spacing: str, steps: int) -> None:
     """Trailing with divisors of 1000: with others theirs leaves its own grid."""
-    sigmas = sigma_grid(SCHEDULE, steps, spacing)
+    sigmas = noise_levels(SCHEDULE, steps, spacing)
     scheduler = oracle("DDIMScheduler", steps, **OPTIONS[spacing], clip_sample=False)
     assert_same_states(ours("ddim", sigmas, eta=eta), preserving_states(scheduler, sigmas, eta=eta), steps)
 
@@ -125,7 +125,7 @@ def test_ddim_takes_the_steps_of_diffusers(eta: float, spacing: str, steps: int)
 @pytest.mark.parametrize(("spacing", "steps"), [*GRIDS, ("leading", 30)])
 @pytest.mark.parametrize(("name", "theirs", "evaluations"), [("euler", "EulerDiscreteScheduler", 1), ("heun", "HeunDiscreteScheduler", 2)])
 def test_euler_and_heun_take_the_steps_of_diffusers(name: str, theirs: str, evaluations: int, spacing: str, steps: int) -> None:
-    sigmas = sigma_grid(SCHEDULE, steps, spacing)
+    sigmas = noise_levels(SCHEDULE, steps, spacing)
     scheduler = oracle(theirs, steps, **OPTIONS[spacing])
     assert_same_states(ours(name, sigmas), exploding_states(scheduler, sigmas, evaluations=evaluations), steps)
 
@@ -133,7 +133,7 @@ def test_euler_and_heun_take_the_steps_of_diffusers(name: str, theirs: str, eval
 @pytest.mark.usefixtures("same_noise")
 @pytest.mark.parametrize(("spacing", "steps"), [("trailing", 1), ("trailing", 7), ("trailing", 30), ("leading", 30)])
 def test_euler_ancestral_takes_the_steps_of_diffusers(spacing: str, steps: int) -> None:
-    sigmas = sigma_grid(SCHEDULE, steps, spacing)
+    sigmas = noise_levels(SCHEDULE, steps, spacing)
     scheduler = oracle("EulerAncestralDiscreteScheduler", steps, **OPTIONS[spacing])
     assert_same_states(ours("euler_ancestral", sigmas), exploding_states(scheduler, sigmas), steps)
 
@@ -142,21 +142,21 @@ def test_euler_ancestral_takes_the_steps_of_diffusers(spacing: str, steps: int) 
 @pytest.mark.parametrize(("spacing", "steps"), GRIDS)
 @pytest.mark.parametrize(("name", "algorithm"), [("dpmpp_2m", "dpmsolver++"), ("dpmpp_2m_sde", "sde-dpmsolver++")])
 def test_dpmpp_2m_takes_the_steps_of_diffusers(name: str, algorithm: str, spacing: str, steps: int) -> None:
-    sigmas = sigma_grid(SCHEDULE, steps, spacing)
+    sigmas = noise_levels(SCHEDULE, steps, spacing)
     scheduler = oracle("DPMSolverMultistepScheduler", steps, **OPTIONS[spacing], algorithm_type=algorithm)
     assert_same_states(ours(name, sigmas), preserving_states(scheduler, sigmas), steps)
 
 
 @pytest.mark.parametrize(("spacing", "steps"), GRIDS)
 def test_unipc_takes_the_steps_of_diffusers(spacing: str, steps: int) -> None:
-    sigmas = sigma_grid(SCHEDULE, steps, spacing)
+    sigmas = noise_levels(SCHEDULE, steps, spacing)
     scheduler = oracle("UniPCMultistepScheduler", steps, **OPTIONS[spacing], solver_order=2, solver_type="bh2")
     assert_same_states(ours("unipc", sigmas), preserving_states(scheduler, sigmas), steps)
 
 
 def test_zero_terminal_snr_is_sampled_as_by_diffusers() -> None:
     """Theirs starts at an abar of 0, ours at a sigma of 2^16; given the same v, both take the same steps."""
-    sigmas = sigma_grid(Schedule.make("scaled_linear", 1000, **BETAS, zero_terminal_snr=True), 20)
+    sigmas = noise_levels(Schedule.make("scaled_linear", 1000, **BETAS, zero_terminal_snr=True), 20)
     scheduler = oracle(
         "DDIMScheduler", 20, **OPTIONS["trailing"], clip_sample=False, rescale_betas_zero_snr=True, prediction_type="v_prediction"
     )

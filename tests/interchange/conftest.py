@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from darkroom.interchange.transfer import export_model, import_model
+from darkroom.interchange.exchange import export_model, import_model
 from darkroom.sampling import TextToImage
 from tests.interchange.pipelines import Kind, make_pipeline
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from darkroom.diffusion.grids import sigma_grid
+from darkroom.diffusion.schedule import noise_levels
 from darkroom.sampling import TextToImage
 from tests.interchange.pipelines import SIDE
 
@@ -37,7 +37,7 @@ def draw_theirs(pipeline: Any, guidance_scale: float = 7.5) -> np.ndarray:
 
 def draw_ours(artist: TextToImage, sampler: str, spacing: str, *, unit_start: bool = True, guidance_scale: float = 7.5) -> np.ndarray:
     """uint8 (2, H, W, 3); `unit_start`: diffusers begins at sqrt(1 + sigma^2) times its latents, we at sigma times our noise."""
-    sigma = float(sigma_grid(artist.config.schedule, STEPS, spacing)[0])
+    sigma = float(noise_levels(artist.config.schedule, STEPS, spacing)[0])
     factor = (1 + sigma**2) ** 0.5 / sigma if unit_start else 1.0
     return artist.sample(
         PROMPTS,

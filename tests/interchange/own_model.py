@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from darkroom.diffusion.config import DiffusionConfig
 from darkroom.diffusion.schedule import Schedule
 from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import save_model
-from darkroom.sampling import DiffusionConfig
 from tests.interchange.pipelines import SIDE, shaken
 from tests.models.tiny_clip import TINY
 

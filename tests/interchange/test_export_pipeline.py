@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from darkroom.interchange.transfer import export_model, import_model
+from darkroom.interchange.exchange import export_model, import_model
 from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.clip import CONFIG_FILE, ClipTowers
 from darkroom.models.text_conditioning import TextConditioning

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from darkroom.interchange.exchange import import_model
 from darkroom.interchange.foreign_weights import read_foreign_weights
-from darkroom.interchange.transfer import import_model
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b.bias": torch.ones(2, dtype=torch.float16)}
 

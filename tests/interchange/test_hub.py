@@ -11,8 +11,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 
-from darkroom.interchange import hub
-from darkroom.interchange.transfer import import_model
+from darkroom.interchange.exchange import import_model
+from darkroom.interchange.pipeline_folder import fetch_pipeline
 from tests.interchange.conftest import Imported
 
 
@@ -54,7 +54,7 @@ def test_only_what_is_needed_is_asked_for(sd1: Imported, tmp_path: Path, monkeyp
         (files / other).write_bytes(b"")
     theirs = Hub(files, tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", theirs.download)
-    assert {path.relative_to(theirs.cache) for path in hub.download("someone/model").rglob("*") if path.is_file()} == needed
+    assert {path.relative_to(theirs.cache) for path in fetch_pipeline("someone/model").rglob("*") if path.is_file()} == needed
     assert theirs.calls == 1
 
 

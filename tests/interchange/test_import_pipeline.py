@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from darkroom.diffusion.schedule import Schedule
-from darkroom.interchange.pipeline_reader import PipelineFolder
+from darkroom.interchange.exchange import import_model
+from darkroom.interchange.pipeline_folder import PipelineFolder
 from darkroom.interchange.tokenizer import PADS, read_pad_token
-from darkroom.interchange.transfer import import_model
 from darkroom.models.unet import UNet2DConditionModel
 from darkroom.models.weights import load_model
 from tests.interchange.conftest import Imported

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from darkroom.diffusion.config import DiffusionConfig
 from darkroom.diffusion.schedule import KINDS, Schedule
 from darkroom.interchange.scheduler import DEFAULTS, read_scheduler, scheduler_config
-from darkroom.sampling import DiffusionConfig
 
 SD = {
     "_class_name": "PNDMScheduler",
@@ -63,13 +63,13 @@ def test_the_spacing_is_written_or_the_nearest(spacing: str, written: str) -> No
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_the_scheduler_visits_the_timesteps_that_we_visit(spacing: str, tmp_path: Path) -> None:
-    from darkroom.diffusion.grids import sigma_grid
+    from darkroom.diffusion.schedule import noise_levels
 
     config = config_of("cosine", spacing=spacing)
     scheduler = theirs(scheduler_config(config), tmp_path)
     scheduler.set_timesteps(7)
     levels = config.schedule.sigmas[scheduler.timesteps]
-    torch.testing.assert_close(levels, sigma_grid(config.schedule, 7, spacing)[:-1])
+    torch.testing.assert_close(levels, noise_levels(config.schedule, 7, spacing)[:-1])
 
 
 def test_stable_diffusions_own_configuration_is_read() -> None:

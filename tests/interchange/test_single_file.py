@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from darkroom.diffusion.schedule import Schedule
-from darkroom.interchange.ldm_reader import SingleFile
-from darkroom.interchange.transfer import export_model, import_model
+from darkroom.interchange.exchange import export_model, import_model
+from darkroom.interchange.single_file import SingleFile
 from darkroom.sampling import TextToImage
 from tests.interchange.conftest import Imported
 from tests.interchange.drawing import assert_same_pictures, draw_ours, draw_theirs

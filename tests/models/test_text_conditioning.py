@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from darkroom.interchange.text_encoder import model_cfg, to_open_clip
 from darkroom.models.clip import ClipTowers
 from darkroom.models.text_conditioning import FILE, TextConditioning
-from darkroom.models.text_keys import model_cfg, to_open_clip
 from tests.models.tiny_clip import CAPTIONS
 
 WIDTH, LAYERS = 64, 3

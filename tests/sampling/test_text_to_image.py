@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from darkroom.diffusion.denoiser import Denoise
-from darkroom.diffusion.grids import SPACINGS
 from darkroom.diffusion.samplers import SAMPLERS, NoiseAt, Step
+from darkroom.diffusion.schedule import SPACINGS
 from darkroom.models.clip import ClipTowers
 from darkroom.pixels import to_float, to_uint8
 from darkroom.sampling import TextToImage
@@ -453,5 +453,5 @@ def test_progress_is_told_step_by_step(artist: TextToImage, monkeypatch: pytest.
 def test_a_model_without_its_diffusion_settings_is_refused(tmp_path: Path) -> None:
     write_model(tmp_path)
     (tmp_path / "unet" / "diffusion.json").unlink()
-    with pytest.raises(ValueError, match=r"unet has no diffusion\.json: it is not the folder of a U-Net that train_unet or"):
+    with pytest.raises(ValueError, match=r"unet/diffusion\.json is missing: .*unet is not the folder of a U-Net that train_unet or"):
         TextToImage.load(tmp_path)

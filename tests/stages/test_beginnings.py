@@ -11,8 +11,8 @@ from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.clip import ClipTowers
 from darkroom.models.weights import load_model, save_model
 from darkroom.provenance import read_index
-from darkroom.training.batches import Batch
 from darkroom.training.clip_task import ClipTask
+from darkroom.training.task import Batch
 from darkroom.training.vae_task import VaeTask
 from tests.tiny_run import make_project, run_stage, write_params
 

@@ -19,6 +19,7 @@ from torchvision import models
 
 from darkroom.data.shards import ImageShards
 from darkroom.data.toy_cats import toy_cat
+from darkroom.diffusion.config import DiffusionConfig
 from darkroom.diffusion.schedule import Schedule
 from darkroom.evaluation.features import Extractor
 from darkroom.evaluation.glossary import GLOSSARY
@@ -28,7 +29,7 @@ from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import load_model, save_model
 from darkroom.pixels import to_float
 from darkroom.provenance import read_index, write_index
-from darkroom.sampling import DiffusionConfig, TextToImage
+from darkroom.sampling import TextToImage
 from darkroom.tracking.tracker import NullTracker
 from stages.evaluate import choose_sources, encode_texts
 from tests.tiny_run import make_project, run_stage, write_params

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from darkroom.config import FeatureParams
+from darkroom.interchange.text_encoder import model_cfg
 from darkroom.models.clip import ClipTowers
 from darkroom.models.text_conditioning import TextConditioning
-from darkroom.models.text_keys import model_cfg
 from darkroom.sampling import TextToImage
 from stages.evaluate import Drawn, alignment, make_extractor
 from tests.models.tiny_clip import TINY

@@ -177,12 +177,12 @@ print(darkroom.__file__)  # the code that travels with the model, not the one of
 
 
 def make_real_models(data: Path) -> None:
+    from darkroom.diffusion.config import DiffusionConfig
     from darkroom.diffusion.schedule import Schedule
     from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
     from darkroom.models.clip import ClipTowers
     from darkroom.models.unet import UNet2DConditionModel, UNetConfig
     from darkroom.models.weights import save_model
-    from darkroom.sampling import DiffusionConfig
 
     sizes = {"embed_dim": 8, "image_size": 16, "patch_size": 8, "vision_width": 64, "vision_layers": 1}
     clip = ClipTowers.build({**sizes, "text_width": 64, "text_layers": 1, "context_length": 8}, seed=0)

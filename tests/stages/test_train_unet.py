@@ -165,7 +165,7 @@ def test_nothing_to_use_as_it_is_is_refused(workspace):
 
 def test_another_schedule_or_prediction_than_that_of_init_is_refused_with_what_to_set(workspace):
     schedule = {"kind": "scaled_linear", "num_train_timesteps": 500, "beta_start": 0.1, "beta_end": 0.2, "zero_terminal_snr": True}
-    with pytest.raises(ValueError, match=r'imported/unet/diffusion\.json .* set schedule\.kind: "cosine"') as caught:
+    with pytest.raises(ValueError, match=r'imported/unet/diffusion\.json: .* set schedule\.kind: "cosine"') as caught:
         finetune(workspace, schedule=schedule, prediction="flow")
     message = str(caught.value)
     assert "schedule.num_train_timesteps: 1000" in message
@@ -185,14 +185,14 @@ def test_other_betas_than_those_of_init_are_refused(workspace):
 
 def test_an_init_that_no_run_or_import_wrote_is_refused(workspace):
     (workspace / "imported" / "unet" / "diffusion.json").unlink()
-    with pytest.raises(ValueError, match=r"imported/unet has no diffusion\.json"):
+    with pytest.raises(ValueError, match=r"imported/unet/diffusion\.json is missing"):
         finetune(workspace)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"in_channels": 9}, r"takes 9 channels and gives 4, but the latents of data/vae have 4\. .*inpainting"),
+        ({"in_channels": 9}, r"has 9 input and 4 output channels, but the latents of data/vae have 4\. .*inpainting"),
         ({"cross_attention_dim": 48}, r"embeddings of width 48, but those of data/clip have 32\. Set train_clip"),
         (
             {"block_out_channels": [8] * 5, "down_block_types": ["DownBlock2D"] * 5, "attention_head_dim": 2},
@@ -200,7 +200,7 @@ def test_an_init_that_no_run_or_import_wrote_is_refused(workspace):
         ),
     ],
 )
-def test_a_unet_for_other_latents_or_another_text_tower_is_refused(workspace, changes, message):
+def test_a_unet_for_other_latents_or_another_text_encoder_is_refused(workspace, changes, message):
     config = load_model(UNet2DConditionModel, "imported/unet").config
     other = {key: value for key, value in config.to_json().items() if key not in ("_class_name", "up_block_types")}
     save_model(UNet2DConditionModel(type(config)(**other | changes)), workspace / "imported" / "unet")

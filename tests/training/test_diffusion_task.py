@@ -11,12 +11,12 @@ from darkroom.config import TrainUnetParams
 from darkroom.data.latents import LatentShards, caption_key, write_captions, write_latents
 from darkroom.diffusion.denoiser import PREDICTIONS, add_noise, target
 from darkroom.diffusion.schedule import Schedule
-from darkroom.diffusion.weighting import WEIGHTINGS, loss_weights
 from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.params_file import load_params
 from darkroom.provenance import write_index
 from darkroom.training.diffusion_task import DiffusionTask
+from darkroom.training.losses import WEIGHTINGS, loss_weights
 from tests.tiny_run import write_params
 
 SHAPE = (4, 8, 8)

@@ -9,8 +9,8 @@ from torch import Tensor
 from darkroom.config import TrainUnetParams
 from darkroom.diffusion.schedule import Schedule
 from darkroom.params_file import load_params
+from darkroom.training.diffusion_task import draw_timesteps
 from darkroom.training.draws import quasi_uniform
-from darkroom.training.timesteps import draw_timesteps
 from tests.tiny_run import write_params
 
 FLOW = Schedule.make("flow", 1000, 0.1, 0.2)

@@ -1,45 +1,17 @@
-"""Samplers: generators over D(x, sigma) that walk a falling grid of noise levels down to 0.
+"""Samplers: generators over D(x, sigma) that walk falling noise levels down to 0.
 
 All of them hold x = x_0 + sigma * noise. Chance is an argument: `noise_at(k)` gives the k-th standard normal noise.
 """
 
-from darkroom.diffusion.samplers.adaptive import ode_adaptive
-from darkroom.diffusion.samplers.ancestral import ddim, ddpm, ddpm_beta, euler_ancestral
-from darkroom.diffusion.samplers.multistep import dpmpp_2m, dpmpp_2m_sde, unipc
-from darkroom.diffusion.samplers.ode import euler, heun
-from darkroom.diffusion.samplers.sde import euler_maruyama, predictor_corrector
+from typing import get_args
+
+from darkroom.choices import SamplerName
+from darkroom.diffusion.samplers import multistep, ode, stochastic
 from darkroom.diffusion.samplers.step import NoiseAt, Sampler, Step
 
-SAMPLERS: dict[str, Sampler] = {
-    "ddpm": ddpm,
-    "ddpm_beta": ddpm_beta,
-    "ddim": ddim,
-    "euler": euler,
-    "euler_ancestral": euler_ancestral,
-    "heun": heun,
-    "dpmpp_2m": dpmpp_2m,
-    "dpmpp_2m_sde": dpmpp_2m_sde,
-    "unipc": unipc,
-    "euler_maruyama": euler_maruyama,
-    "predictor_corrector": predictor_corrector,
-    "ode_adaptive": ode_adaptive,
-}
+FAMILIES = (multistep, ode, stochastic)
+_DEFINED = {name: value for family in FAMILIES for name, value in vars(family).items()}
 
-__all__ = [
-    "SAMPLERS",
-    "NoiseAt",
-    "Sampler",
-    "Step",
-    "ddim",
-    "ddpm",
-    "ddpm_beta",
-    "dpmpp_2m",
-    "dpmpp_2m_sde",
-    "euler",
-    "euler_ancestral",
-    "euler_maruyama",
-    "heun",
-    "ode_adaptive",
-    "predictor_corrector",
-    "unipc",
-]
+SAMPLERS: dict[str, Sampler] = {name: _DEFINED[name] for name in get_args(SamplerName)}
+
+__all__ = ["SAMPLERS", "NoiseAt", "Sampler", "Step"]

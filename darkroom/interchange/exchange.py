@@ -1,21 +1,15 @@
 """Models in and out: `import_model` and `export_model`, a part at a time, so that a large model fits into memory."""
 
 from pathlib import Path
-from typing import Literal
 
-from darkroom.interchange import hub
+from darkroom.choices import ExportFormat
 from darkroom.interchange.foreign_weights import SUFFIXES
-from darkroom.interchange.ldm_reader import SingleFile
-from darkroom.interchange.ldm_writer import write_single_file
-from darkroom.interchange.pipeline_reader import PipelineFolder
-from darkroom.interchange.pipeline_writer import write_pipeline
-from darkroom.interchange.source import Source
+from darkroom.interchange.pipeline_folder import PipelineFolder, fetch_pipeline, is_hub_id, write_pipeline
+from darkroom.interchange.single_file import SingleFile, write_single_file
 from darkroom.models.unet import UNetConfig
 from darkroom.models.weights import save_model
 from darkroom.provenance import replacing
 from darkroom.sampling.model_folder import ModelFolder
-
-Format = Literal["diffusers", "single-file"]
 
 
 def import_model(source: str, out: Path, *, prediction: str | None = None) -> None:
@@ -47,7 +41,7 @@ def import_model(source: str, out: Path, *, prediction: str | None = None) -> No
         diffusion.save(folder / "unet")
 
 
-def open_source(source: str, prediction: str | None) -> Source:
+def open_source(source: str, prediction: str | None) -> SingleFile | PipelineFolder:
     """A model that others wrote, by what its name looks like.
 
     Raises:
@@ -60,12 +54,12 @@ def open_source(source: str, prediction: str | None) -> Source:
         raise ValueError(f"{source} says itself what it predicts; leave --prediction out.")
     if path.is_dir():
         return PipelineFolder(path)
-    if hub.is_hub_id(source):
-        return PipelineFolder(hub.download(source))
+    if is_hub_id(source):
+        return PipelineFolder(fetch_pipeline(source))
     raise ValueError(f"{source} is not there: give the folder of a diffusers pipeline, a single file, or OWNER/NAME on the hub.")
 
 
-def export_model(model: Path, out: Path, format: Format) -> list[Path]:
+def export_model(model: Path, out: Path, format: ExportFormat) -> list[Path]:
     """Writes a folder of ours for other programs.
 
     Args:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from darkroom.interchange.ldm_keys import unet_from_ldm, unet_keys, unet_to_ldm, vae_from_ldm, vae_keys, vae_to_ldm
 from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
-from darkroom.models.ldm_keys import unet_from_ldm, unet_keys, unet_to_ldm, vae_from_ldm, vae_keys, vae_to_ldm
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import ModelConfig, StoredModel, empty
 

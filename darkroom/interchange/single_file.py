@@ -5,9 +5,14 @@ import json
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
+from darkroom import __version__
+from darkroom.diffusion.config import DiffusionConfig
 from darkroom.interchange.foreign_weights import read_foreign_weights, read_metadata
 from darkroom.interchange.ldm_config import (
     OPEN_CLIP_TEXT,
@@ -18,15 +23,22 @@ from darkroom.interchange.ldm_config import (
     unet_config,
     vae_config,
 )
-from darkroom.interchange.scheduler import STABLE_DIFFUSION, has_betas, read_scheduler
-from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from darkroom.interchange.ldm_keys import UNET_PREFIX, VAE_PREFIX, unet_from_ldm, unet_to_ldm, vae_from_ldm, vae_to_ldm
+from darkroom.interchange.model_card import Card, obstacles
+from darkroom.interchange.scheduler import STABLE_DIFFUSION, has_betas, read_scheduler, scheduler_config
+from darkroom.interchange.text_encoder import (
+    model_cfg_from_transformers,
+    open_clip_weights,
+    plain_model_cfg,
+    to_open_clip,
+    transformers_text,
+)
+from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL, fold_scale
 from darkroom.models.clip import ClipTowers
-from darkroom.models.ldm_keys import UNET_PREFIX, VAE_PREFIX, unet_from_ldm, vae_from_ldm
 from darkroom.models.text_conditioning import TextConditioning
-from darkroom.models.text_keys import to_open_clip
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import assemble
-from darkroom.sampling import DiffusionConfig
+from darkroom.sampling.model_folder import ModelFolder
 
 logger = logging.getLogger(__name__)
 
@@ -127,3 +139,47 @@ class SingleFile:
         if self.betas is not None and not has_betas(diffusion.schedule, self.betas):
             raise ValueError(f"{self.path}: its `betas` are not those of Stable Diffusion; single files of another schedule are not read.")
         return diffusion
+
+
+def write_single_file(model: ModelFolder, path: Path) -> str:
+    """Writes the weights and, in the head of the file, all configurations, so that `import_model` gives the same model back.
+
+    Returns:
+        The text of a model card, which says what single-file tools will do with it.
+
+    Raises:
+        ValueError: the model has something that the format cannot express.
+    """
+    diffusion = model.diffusion()
+    scheduler = scheduler_config(diffusion)
+    text, weights = _text(model.clip())
+    vae = fold_scale(model.vae(), SCALING_FACTOR)
+    weights |= vae_to_ldm(vae.config, vae.state_dict())
+    unet = model.unet()
+    weights |= unet_to_ldm(unet.config, unet.state_dict())
+    said = {
+        "text": text,
+        "vae": dataclasses.asdict(vae.config),
+        "unet": dataclasses.asdict(unet.config),
+        "scheduler": scheduler,
+        "drawing": {name: getattr(diffusion, name) for name in ("sampler", "steps", "guidance_scale", "spacing")},
+    }
+    metadata = {METADATA_KEY: json.dumps(said, sort_keys=True)}  # one entry: safetensors writes several in any order
+    save_file({key: value.detach().contiguous() for key, value in weights.items()}, path, metadata=metadata)
+    assert unet.config.sample_size is not None, "every model folder has it"
+    card = Card(__version__, unet.config.sample_size * vae.config.stride, diffusion, text["conditioning"]["pad_token"])
+    return card.of_single_file(obstacles(diffusion, unet.config, vae.config, text))
+
+
+def _text(clip: ClipTowers) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What to say of the text tower, and its weights: transformers' names where it has 1.x's activation, else open_clip's as in 2.x."""
+    plain = plain_model_cfg(clip)
+    if plain["quick_gelu"]:
+        config, weights = transformers_text(clip)
+        plain = model_cfg_from_transformers(config, "the text tower")
+        conditioning = TextConditioning(layer="last", pad_token=clip.conditioning.pad_token)
+        named = {TRANSFORMERS_TEXT + key: value for key, value in weights.items()}
+    else:
+        conditioning = clip.conditioning
+        named = {OPEN_CLIP_TEXT + key: value for key, value in open_clip_weights(clip).items()}
+    return {"model_cfg": plain, "conditioning": dataclasses.asdict(conditioning)}, named

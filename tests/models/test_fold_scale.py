@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from darkroom.interchange.latent_scale import fold_scale
-from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL, fold_scale
 from tests.interchange.pipelines import shaken
 
 

@@ -5,14 +5,13 @@ from typing import Any
 
 import pytest
 
+from darkroom.diffusion.config import DiffusionConfig
 from darkroom.diffusion.schedule import Schedule
-from darkroom.interchange.model_card import Card
+from darkroom.interchange.model_card import Card, obstacles
 from darkroom.interchange.scheduler import STABLE_DIFFUSION, read_scheduler
-from darkroom.interchange.single_file_tools import obstacles
+from darkroom.interchange.text_encoder import model_cfg
 from darkroom.models.autoencoder import AutoencoderConfig
-from darkroom.models.text_keys import model_cfg
 from darkroom.models.unet import UNetConfig
-from darkroom.sampling import DiffusionConfig
 
 VAE = AutoencoderConfig(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512)
 UNET1 = UNetConfig(cross_attention_dim=768, sample_size=64)

@@ -1,4 +1,4 @@
-"""Data whose denoiser, and whose way along the probability-flow ODE, are known exactly."""
+"""Data whose denoiser and whose distribution at every noise level are known exactly."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,12 +7,6 @@ import torch
 from torch import Tensor
 
 from darkroom.diffusion.denoiser import Denoise
-from darkroom.diffusion.samplers import SAMPLERS
-
-
-def gaussian(spread: float) -> Denoise:
-    """The denoiser of N(0, spread^2), element by element."""
-    return lambda x, sigma: x * spread**2 / (spread**2 + sigma**2)
 
 
 @dataclass(frozen=True)
@@ -65,21 +59,6 @@ class Mixture:
 def even_shares(num: int) -> Tensor:
     """`num` shares of a distribution, each in the middle of its part of it."""
     return (torch.arange(num, dtype=torch.float64) + 0.5) / num
-
-
-def linear_spread(name: str, denoise: Denoise, sigmas: Tensor, start: float) -> list[float]:
-    """The standard deviation of x after each step, exactly, for a linear D and x of the standard deviation `start` at sigmas[0].
-
-    x is then a linear function of its start and of each noise: every row of a batch follows one of them.
-    """
-    num = 2 * (len(sigmas) - 1)
-    x = torch.zeros(num + 1, 1, dtype=torch.float64)
-    x[0] = start
-
-    def noise_at(index: int) -> Tensor:
-        return torch.zeros_like(x).index_fill(0, torch.tensor(index + 1), 1.0)
-
-    return [float(step.x.norm()) for step in SAMPLERS[name](denoise, x, sigmas, noise_at=noise_at)]
 
 
 def counted(denoise: Denoise) -> tuple[Denoise, Callable[[], int]]:

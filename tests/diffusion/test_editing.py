@@ -9,11 +9,11 @@ import torch
 from scipy.spatial import geometric_slerp
 from torch import Tensor
 
-from darkroom.diffusion.conditioning import ddim_invert, grid_of_strength, inpaint, slerp, start
-from darkroom.diffusion.grids import sigma_grid
-from darkroom.diffusion.samplers import SAMPLERS, ddim
-from darkroom.diffusion.schedule import Schedule
-from tests.diffusion.exact import gaussian
+from darkroom.diffusion.editing import ddim_invert, inpaint, levels_of_strength, slerp, start
+from darkroom.diffusion.samplers import SAMPLERS
+from darkroom.diffusion.samplers.stochastic import ddim
+from darkroom.diffusion.schedule import Schedule, noise_levels
+from tests.diffusion.gaussian_data import gaussian
 
 SCHEDULE = Schedule.make("cosine", 1000, 1e-4, 0.02)  # its last noise level is far above the others
 SPREAD = 0.8
@@ -33,14 +33,14 @@ def drawn(denoise, x: Tensor, sigmas: Tensor, sampler: str = "ddim") -> Tensor:
     ("steps", "strength", "taken"), [(10, 0.0, 0), (10, 1.0, 10), (10, 0.55, 5), (10, 0.7, 7), (100, 0.29, 29), (10, 0.01, 1), (1, 0.5, 1)]
 )
 def test_strength_is_the_share_of_the_steps_and_they_are_the_last_ones(steps: int, strength: float, taken: int) -> None:
-    sigmas = sigma_grid(SCHEDULE, steps)
-    torch.testing.assert_close(grid_of_strength(sigmas, strength), sigmas[steps - taken :], rtol=0, atol=0)
+    sigmas = noise_levels(SCHEDULE, steps)
+    torch.testing.assert_close(levels_of_strength(sigmas, strength), sigmas[steps - taken :], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("strength", [-0.1, 1.01, math.nan])
 def test_a_strength_that_is_no_share_is_refused(strength: float) -> None:
     with pytest.raises(ValueError, match=rf"strength is {strength}; it should be between 0 .* and 1"):
-        grid_of_strength(sigma_grid(SCHEDULE, 10), strength)
+        levels_of_strength(noise_levels(SCHEDULE, 10), strength)
 
 
 def test_a_start_shows_the_known_picture_below_strength_1_and_always_where_it_is_kept() -> None:
@@ -57,7 +57,7 @@ def test_a_start_shows_the_known_picture_below_strength_1_and_always_where_it_is
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_ends_in_what_is_known_outside_of_the_mask_and_draws_freely_inside(sampler: str) -> None:
-    known, begin, sigmas = 3 * noise(1, 2, 4, 4, seed=1), noise(1, 2, 4, 4), sigma_grid(SCHEDULE, 12)
+    known, begin, sigmas = 3 * noise(1, 2, 4, 4, seed=1), noise(1, 2, 4, 4), noise_levels(SCHEDULE, 12)
     mask = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
     mask[..., 1:3, :] = 1
     x = start(begin, sigmas[0], known, mask=mask)
@@ -69,7 +69,7 @@ def test_every_sampler_ends_in_what_is_known_outside_of_the_mask_and_draws_freel
 
 
 def test_on_the_way_the_kept_part_is_the_known_picture_with_its_noise() -> None:
-    known, begin, sigmas = noise(1, 2, 4, 4, seed=1), noise(1, 2, 4, 4), sigma_grid(SCHEDULE, 12)
+    known, begin, sigmas = noise(1, 2, 4, 4, seed=1), noise(1, 2, 4, 4), noise_levels(SCHEDULE, 12)
     mask = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
     x = start(begin, sigmas[0], known, mask=mask)
     for step, sigma in zip(ddim(inpaint(gaussian(SPREAD), known, mask), x, sigmas), sigmas[1:], strict=True):
@@ -103,7 +103,7 @@ def inversion_errors(sigmas_of, iterations: int) -> list[float]:
 
 @pytest.mark.parametrize("iterations", [1, 2, 8])
 def test_inversion_comes_to_the_noise_of_the_ode_with_an_error_of_first_order(iterations: int) -> None:
-    errors = inversion_errors(lambda steps: grid_of_strength(sigma_grid(SCHEDULE, steps), 0.9), iterations)
+    errors = inversion_errors(lambda steps: levels_of_strength(noise_levels(SCHEDULE, steps), 0.9), iterations)
     assert errors[-1] < 0.03
     assert all(1.7 < coarse / fine < 2.3 for coarse, fine in pairwise(errors))
 
@@ -114,7 +114,7 @@ def test_sampling_from_an_inversion_comes_back_the_closer_the_more_steps_and_ite
     known, schedule = noise(1, 2, 4, 4), Schedule.make(kind, 1000, 0.00085, 0.012)
 
     def error(steps: int, iterations: int) -> float:
-        sigmas = grid_of_strength(sigma_grid(schedule, steps), strength)
+        sigmas = levels_of_strength(noise_levels(schedule, steps), strength)
         back = drawn(gaussian(SPREAD), ddim_invert(gaussian(SPREAD), known, sigmas, iterations=iterations), sigmas)
         return (back - known).abs().max().item()
 
@@ -125,7 +125,7 @@ def test_sampling_from_an_inversion_comes_back_the_closer_the_more_steps_and_ite
 
 def test_an_inversion_without_iterations_is_refused() -> None:
     with pytest.raises(ValueError, match="iterations is 0; each step of the inversion takes at least 1"):
-        ddim_invert(gaussian(SPREAD), noise(1, 1, 2, 2), sigma_grid(SCHEDULE, 4), iterations=0)
+        ddim_invert(gaussian(SPREAD), noise(1, 1, 2, 2), noise_levels(SCHEDULE, 4), iterations=0)
 
 
 # ---- between two noises

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from darkroom.diffusion.denoiser import PREDICTIONS, make_denoiser, target
 from darkroom.diffusion.schedule import Schedule
-from darkroom.diffusion.weighting import WEIGHTINGS, loss_weights
+from darkroom.training.losses import WEIGHTINGS, loss_weights
 
 SCHEDULE = Schedule.make("scaled_linear", 1000, 0.00085, 0.012)
 TIMES = torch.tensor([0, 200, 600, 999])

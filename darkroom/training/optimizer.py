@@ -1,5 +1,6 @@
-"""The exponential moving average of the weights, which is what validation, pictures and the published model use."""
+"""How weights change: AdamW, the learning rate as a function of the step, and the exponential moving average (EMA) of the weights."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,8 +8,31 @@ import torch
 from torch import Tensor, nn
 
 
+def adamw(net: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019); biases, norms and scalars are not decayed."""
+    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if parameter.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=True)
+
+
+def learning_rate(step: int, *, lr: float, warmup_steps: int, decay: str, steps: int) -> float:
+    """Linear warm-up over `warmup_steps`, then constant or half a cosine down to zero at `steps`."""
+    if step < warmup_steps:
+        return lr * (step + 1) / warmup_steps
+    if decay == "constant":
+        return lr
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
 class Ema:
-    """Averages the trained parameters of `net`; with `decay` 0 the average is the net itself and takes no memory."""
+    """An average of the trained parameters of `net`, for validation, samples and the published model.
+
+    With `decay` 0 the average is the net itself and takes no memory.
+    """
 
     def __init__(self, net: nn.Module, decay: float) -> None:
         self.decay = decay

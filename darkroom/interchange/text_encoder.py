@@ -1,4 +1,4 @@
-"""Names of the text tower's weights: transformers' `CLIPTextModel` and open_clip's, which is ours. Both ways, bit for bit.
+"""CLIP's text encoder in the formats of transformers (`CLIPTextModel`) and of open_clip, which is ours. Both ways, bit for bit.
 
 transformers keeps query, key and value apart, open_clip stacks them in one matrix; all else is a matter of names.
 """
@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-VOCAB_SIZE = 49408  # of CLIP's byte-pair tokenizer, both marks included
+from darkroom.models.clip import VOCAB_SIZE, ClipTowers
+
 START_ID, END_ID = VOCAB_SIZE - 2, VOCAB_SIZE - 1
 IGNORED = ("embeddings.position_ids",)  # 0, 1, 2, ...: a buffer that old versions stored
 
@@ -30,6 +31,9 @@ INNER = {
     "self_attn.out_proj": "attn.out_proj",
 }
 ACTIVATIONS = {"quick_gelu": True, "gelu": False}  # transformers' name -> open_clip's `quick_gelu`
+SHAPE = ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio")
+UNUSED = ("proj_type", "proj_bias", "pool_type", "pad_id", "eos_id", "output_tokens")  # of the space shared with pictures
+OUTSIDE = ("visual.", "text_projection", "logit_scale", "logit_bias")  # weights, likewise
 
 
 def to_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -147,3 +151,39 @@ def transformers_config(model_cfg: Mapping[str, Any], *, num_layers: int) -> dic
         "torch_dtype": "float32",
         "vocab_size": text["vocab_size"],
     }
+
+
+def plain_model_cfg(clip: ClipTowers) -> dict[str, Any]:
+    """open_clip's description of the text tower without the rest.
+
+    Raises:
+        ValueError: the tower has something that CLIP's own has not, so that no other program would build it.
+    """
+    text = clip.model_cfg["text_cfg"]
+    if strange := [key for key, value in text.items() if key not in (*SHAPE, *UNUSED) and value]:
+        raise ValueError(f"The text tower has `{strange[0]}: {text[strange[0]]!r}`, which CLIP's own has not: it cannot be exported.")
+    if clip.model.vocab_size != VOCAB_SIZE:
+        raise ValueError(f"The text tower knows {clip.model.vocab_size} tokens, CLIP's own {VOCAB_SIZE}: it cannot be exported.")
+    return model_cfg(
+        width=text["width"],
+        heads=text["heads"],
+        layers=text["layers"],
+        context_length=clip.context_length,
+        mlp_ratio=text.get("mlp_ratio", 4.0),
+        quick_gelu=clip.model_cfg.get("quick_gelu", False),
+    )
+
+
+def open_clip_weights(clip: ClipTowers) -> dict[str, Tensor]:
+    """All layers of the text tower, under open_clip's names."""
+    return {key: value for key, value in clip.model.state_dict().items() if not key.startswith(OUTSIDE)}
+
+
+def transformers_text(clip: ClipTowers) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and weights of the `CLIPTextModel` whose last hidden state is what the U-Net was given.
+
+    transformers stores as many layers as are used: a penultimate hidden state is the last one of a tower with a layer less.
+    """
+    plain = plain_model_cfg(clip)
+    layers = plain["text_cfg"]["layers"] - (clip.conditioning.layer == "penultimate")
+    return transformers_config(plain, num_layers=layers), to_transformers(clip.model.state_dict(), num_layers=layers)

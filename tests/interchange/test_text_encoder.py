@@ -6,9 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from darkroom.interchange.text_encoder import model_cfg_from_transformers, to_open_clip, to_transformers, transformers_config
 from darkroom.models.clip import ClipTowers
-from darkroom.models.text_keys import model_cfg_from_transformers, to_open_clip, to_transformers, transformers_config
-from tests.models.tiny_clip import CAPTIONS
+from tests.models.tiny_clip import CAPTIONS, TINY
+
+
+@pytest.fixture(scope="module")
+def towers() -> ClipTowers:
+    return ClipTowers.build(TINY, seed=0).eval()
 
 
 def text_weights(towers: ClipTowers) -> dict[str, Tensor]:

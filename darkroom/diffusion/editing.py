@@ -15,7 +15,7 @@ from darkroom.diffusion.denoiser import Denoise
 SMALLEST_ANGLE = 1e-6  # between directions that have an arc in float64
 
 
-def grid_of_strength(sigmas: Tensor, strength: float) -> Tensor:
+def levels_of_strength(sigmas: Tensor, strength: float) -> Tensor:
     """The last part of a grid, which image-to-image walks (Meng et al. 2022, SDEdit): `strength` of its steps, rounded down.
 
     Args:

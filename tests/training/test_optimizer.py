@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from darkroom.training.ema import Ema
-from darkroom.training.optim import adamw, learning_rate
+from darkroom.training.optimizer import Ema, adamw, learning_rate
 
 
 def test_learning_rate_warms_up_then_holds_or_falls_to_zero():

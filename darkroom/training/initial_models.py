@@ -1,0 +1,110 @@
+"""The autoencoder and the U-Net that training starts from: those of `init`, or new ones."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from darkroom.config import TrainUnetParams, TrainVaeParams
+from darkroom.data.latents import LatentShards
+from darkroom.diffusion.config import DIFFUSION_FILE, DiffusionConfig
+from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from darkroom.models.unet import UNet2DConditionModel, UNetConfig
+from darkroom.models.weights import load_model
+
+
+def initial_vae(params: TrainVaeParams, *, size: int) -> AutoencoderKL:
+    """The VAE of `init`, or a new one, for photos of `size` px.
+
+    Raises:
+        ValueError: `steps` is 0 without `init`, or photos that do not divide into latents.
+    """
+    if params.init:
+        vae = load_model(AutoencoderKL, params.init)
+    elif params.steps == 0:
+        raise ValueError("train_vae.steps is 0 and train_vae.init is empty: name the folder of a VAE to use as it is, or train one.")
+    else:
+        model = params.model.model_dump() | {"block_out_channels": tuple(params.model.block_out_channels)}
+        vae = AutoencoderKL(AutoencoderConfig(sample_size=size, **model))
+        vae.initialise(params.seed)
+    if size % vae.config.stride:
+        raise ValueError(
+            f"ingest.side is {size} px, but this VAE needs a multiple of {vae.config.stride}: each level after the first halves the side."
+        )
+    return vae
+
+
+def initial_unet(params: TrainUnetParams, latents: LatentShards) -> UNet2DConditionModel:
+    """The U-Net of `init`, or a new one, for these latents and token embeddings.
+
+    Raises:
+        ValueError: `steps` is 0 without `init`; a U-Net that was trained with another schedule or prediction than `params` have, or for
+            other latents or token embeddings; latents that cannot be halved often enough.
+    """
+    if params.init:
+        folder = Path(params.init)
+        _check_diffusion(DiffusionConfig.from_params(params), folder)
+        unet = load_model(UNet2DConditionModel, folder)
+        _check_shapes(unet.config, latents, folder)
+        unet.config = replace(unet.config, sample_size=latents.latent_shape[1])
+        return unet
+    if params.steps == 0:
+        raise ValueError("train_unet.steps is 0 and train_unet.init is empty: name the folder of a U-Net to use as it is, or train one.")
+    unet = UNet2DConditionModel(_new_config(params, latents))
+    unet.initialise(params.seed)
+    return unet
+
+
+def _check_diffusion(wanted: DiffusionConfig, folder: Path) -> None:
+    """Refuse a U-Net that was trained with another schedule or prediction."""
+    trained = DiffusionConfig.load(folder)
+    keys = ["kind", "num_train_timesteps", "zero_terminal_snr"]
+    if trained.schedule.kind not in ("cosine", "flow"):  # these do not use betas
+        keys += ["beta_start", "beta_end"]
+    pairs = {f"schedule.{key}": (getattr(trained.schedule, key), getattr(wanted.schedule, key)) for key in keys}
+    pairs["prediction"] = (trained.prediction, wanted.prediction)
+    if differing := [f"{key}: {json.dumps(theirs)}" for key, (theirs, ours) in pairs.items() if theirs != ours]:
+        raise ValueError(
+            f"{folder / DIFFUSION_FILE}: the U-Net of train_unet.init was trained with other values than train_unet has. "
+            f"In train_unet set {', '.join(differing)}."
+        )
+
+
+def _check_shapes(config: UNetConfig, latents: LatentShards, folder: Path) -> None:
+    """Refuse a U-Net that was built for another VAE, another text encoder or larger photos."""
+    channels, side, _ = latents.latent_shape
+    if (config.in_channels, config.out_channels) != (channels, channels):
+        raise ValueError(
+            f"The U-Net of train_unet.init ({folder}) has {config.in_channels} input and {config.out_channels} output channels, but the "
+            f"latents of data/vae have {channels}. Set train_vae.init to the VAE that belongs to it; inpainting U-Nets cannot be trained."
+        )
+    width = latents.empty_context.shape[-1]
+    if config.cross_attention_dim != width:
+        raise ValueError(
+            f"The U-Net of train_unet.init ({folder}) attends to token embeddings of width {config.cross_attention_dim}, but those of "
+            f"data/clip have {width}. Set train_clip.mode: pretrained and train_clip.pretrained to the text encoder that belongs to it."
+        )
+    halvings = len(config.block_out_channels) - 1
+    if side % 2**halvings:
+        raise ValueError(
+            f"The latents are {side} wide, but the U-Net of train_unet.init ({folder}) halves them {halvings} times. "
+            f"Choose an ingest.side that gives latents of a multiple of {2**halvings}."
+        )
+
+
+def _new_config(params: TrainUnetParams, latents: LatentShards) -> UNetConfig:
+    """The configuration of a new U-Net, as `params` describe it, for these latents and token embeddings."""
+    model = params.model
+    channels, side, _ = latents.latent_shape
+    halvings = len(model.block_out_channels) - 1
+    if side % 2**halvings:
+        raise ValueError(f"The latents are {side} wide, but train_unet.model halves them {halvings} times: remove a level.")
+    return UNetConfig.from_levels(
+        block_out_channels=model.block_out_channels,
+        attention=model.attention,
+        layers_per_block=model.layers_per_block,
+        channels_per_head=model.attention_head_dim,
+        norm_num_groups=model.norm_num_groups,
+        latent_channels=channels,
+        latent_size=side,
+        context_dim=latents.empty_context.shape[-1],
+    )
