@@ -15,7 +15,7 @@ from PIL import Image
 
 from darkroom.config import EvaluateParams, FeatureParams
 from darkroom.data.shards import ImageShards
-from darkroom.data.toy_cats import COATS, OTHER_COLOURS, parse_caption
+from darkroom.demo.toy_cats import COATS, OTHER_COLOURS, parse_caption
 from darkroom.diffusion.denoiser import make_denoiser
 from darkroom.diffusion.guidance import classifier_free
 from darkroom.evaluation.alignment import chance_clip_score, clip_score, coat_colour, prompt_adherence, retrieval_accuracy
@@ -31,7 +31,7 @@ from darkroom.pixels import map_pictures, to_float
 from darkroom.provenance import hash_json, write_json
 from darkroom.sampling import TextToImage
 from darkroom.stage import Stage, main
-from darkroom.training.likelihood import PhotoModel, PixelLikelihood, bound_numbers, photo_bounds
+from darkroom.evaluation.likelihood import PhotoModel, PixelLikelihood, bound_numbers, photo_bounds
 
 MAX_PHOTOS = 10_000  # of each split that distances are measured to: the first in the order of their keys, which are hashes
 MAX_RECONSTRUCTIONS = 1024  # held-out photos that the VAE gives back

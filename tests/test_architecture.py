@@ -26,14 +26,22 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "darkroom.models": GROUND,
     "darkroom.diffusion": GROUND,
     "darkroom.data": GROUND,
-    "darkroom.evaluation": GROUND,
+    "darkroom.evaluation": (
+        *GROUND,
+        *("darkroom.models", "darkroom.diffusion", "darkroom.data"),
+        *("darkroom.training.draws", "darkroom.training.losses"),  # noise and log-likelihoods are what training has them for
+    ),
+    "darkroom.demo": (*GROUND, "darkroom.evaluation"),
     "darkroom.tracking": GROUND,
     "darkroom.tracking.served_model": ("darkroom.sampling", "darkroom.tracking"),
     "darkroom.training": (*GROUND, "darkroom.models", "darkroom.diffusion", "darkroom.data", "darkroom.tracking.tracker"),
     "darkroom.sampling": (*GROUND, "darkroom.models", "darkroom.diffusion", "darkroom.tracking.registry"),
     "darkroom.interchange": (*GROUND, "darkroom.models", "darkroom.diffusion", "darkroom.sampling"),
     "darkroom.stage": (*GROUND, "darkroom.tracking"),
-    "darkroom.cli": (*GROUND, "darkroom.sampling", "darkroom.interchange", "darkroom.tracking", "darkroom.data", "darkroom.evaluation"),
+    "darkroom.cli": (
+        *GROUND,
+        *("darkroom.sampling", "darkroom.interchange", "darkroom.tracking", "darkroom.data", "darkroom.evaluation", "darkroom.demo"),
+    ),
     "stages": ("darkroom",),
     "flows": ("darkroom.config",),
 }

@@ -18,7 +18,7 @@ from torch import nn
 from torchvision import models
 
 from darkroom.data.shards import ImageShards
-from darkroom.data.toy_cats import toy_cat
+from darkroom.demo.toy_cats import toy_cat
 from darkroom.diffusion.schedule import Schedule
 from darkroom.evaluation.features import Extractor
 from darkroom.evaluation.glossary import GLOSSARY

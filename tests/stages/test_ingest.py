@@ -13,7 +13,7 @@ from darkroom.provenance import hash_json, read_index, write_index
 from darkroom.stage import Stage
 from darkroom.tracking.tracker import JsonlTracker
 from stages.ingest import run
-from tests.data.test_scan import PARAMS, changed, photo, write
+from tests.data.test_doctor import PARAMS, changed, photo, write
 
 
 def ingest(raw: Path, data: Path, params: IngestParams = PARAMS) -> dict:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from darkroom.data.toy_cats import (
+from darkroom.demo.toy_cats import (
     ACCESSORIES,
     BACKGROUNDS,
     COATS,

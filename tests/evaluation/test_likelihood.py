@@ -17,7 +17,7 @@ from darkroom.diffusion.bound import Bound
 from darkroom.diffusion.denoiser import Denoise, times
 from darkroom.diffusion.schedule import Schedule
 from darkroom.provenance import write_json
-from darkroom.training.likelihood import PhotoBounds, PhotoModel, PixelLikelihood, bound_numbers, photo_bounds, standard_error
+from darkroom.evaluation.likelihood import PhotoBounds, PhotoModel, PixelLikelihood, bound_numbers, photo_bounds, standard_error
 from darkroom.training.vae_objective import DecoderLikelihood
 
 A, S = 0.8, 0.3

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from darkroom.data.pen import Colour, Pen, Points, ellipse, mix, rectangle, smooth, tube
+from darkroom.demo.pen import Colour, Pen, Points, ellipse, mix, rectangle, smooth, tube
 
 INK = (44, 30, 58)
 WHITE = (255, 255, 255)

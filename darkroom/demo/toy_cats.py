@@ -6,8 +6,8 @@ import random
 import re
 from pathlib import Path
 
-from darkroom.data.cartoon import INK, Look, draw_cat
-from darkroom.data.pen import Colour
+from darkroom.demo.cartoon import INK, Look, draw_cat
+from darkroom.demo.pen import Colour
 from darkroom.progress import progress
 
 # Coats are far from each other and from all that is drawn around a cat, so that pixels tell which one it is at 32 px.
