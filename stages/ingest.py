@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.config import IngestParams
-from darkroom.data.doctor_page import shown, write_findings
 from darkroom.data.doctor import Accepted, Findings, check_usable, examine, facts, remarks
+from darkroom.data.doctor_page import shown, write_findings
 from darkroom.data.shards import IMAGE_MEMBERS, Sample, Spool, write_spooled
 from darkroom.data.splits import split_by_hash
 from darkroom.provenance import canonical_json, hash_json

@@ -17,13 +17,13 @@ from darkroom.config import TrainUnetParams
 from darkroom.data.latents import LatentShards
 from darkroom.device import best_device
 from darkroom.diffusion.schedule import Schedule
-from darkroom.evaluation.grid import picture_grid
 from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.clip import ClipTowers
 from darkroom.models.layers import use_gradient_checkpointing
 from darkroom.models.lora import add_lora, merge_lora, save_lora
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import hash_init, load_model, save_model
+from darkroom.pixels import picture_grid
 from darkroom.provenance import write_json
 from darkroom.sampling import DiffusionConfig, TextToImage
 from darkroom.sampling.diffusion_config import DIFFUSION

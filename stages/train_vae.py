@@ -14,11 +14,10 @@ from PIL import Image
 from darkroom.config import TrainVaeParams
 from darkroom.data.shards import ImageShards
 from darkroom.device import best_device
-from darkroom.evaluation.grid import picture_grid
-from darkroom.evaluation.reconstruction import psnr, ssim
+from darkroom.evaluation.reconstruction import reconstruction_metrics
 from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from darkroom.models.weights import hash_init, load_model, save_model
-from darkroom.pixels import map_pictures
+from darkroom.pixels import map_pictures, picture_grid
 from darkroom.provenance import write_json
 from darkroom.stage import Stage, main
 from darkroom.training.latent_scale import measure_latents
@@ -52,11 +51,7 @@ def run(stage: Stage[TrainVaeParams]) -> None:
     write_json(out / "likelihood.json", task.net.bound.likelihood.to_json())
     curves.write(out)
     originals, decoded = reconstruct(vae, held_out, min(len(held_out), METRIC_PICTURES), params.micro_batch, device)
-    metrics = {
-        "psnr": float(psnr(originals, decoded).mean()),
-        "ssim": float(ssim(originals, decoded).mean()),
-        "num_pictures": len(originals),
-    }
+    metrics = reconstruction_metrics(originals, decoded) | {"num_pictures": len(originals)}
     write_json(out / "metrics.json", metrics | {"scaling_factor": vae.config.scaling_factor, "shift_factor": vae.config.shift_factor})
     Image.fromarray(reconstruction_grid(vae, held_out, params.num_pictures, params.micro_batch, device)).save(out / "reconstructions.png")
     stage.tracker.log_metrics({f"held_out/{key}": value for key, value in metrics.items()}, params.steps)

@@ -17,7 +17,15 @@ from darkroom.provenance import WATCHING
 
 ROOT = Path(__file__).parents[1]
 OURS = ("darkroom", "stages", "flows")
-GROUND = ("darkroom.config", "darkroom.device", "darkroom.params_file", "darkroom.pixels", "darkroom.progress", "darkroom.provenance")
+GROUND = (
+    "darkroom.config",
+    "darkroom.device",
+    "darkroom.pages",
+    "darkroom.params_file",
+    "darkroom.pixels",
+    "darkroom.progress",
+    "darkroom.provenance",
+)
 
 # room -> what of ours it may import beside itself; the longest name that fits a module counts
 MAY_IMPORT: dict[str, tuple[str, ...]] = {

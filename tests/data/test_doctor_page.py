@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from darkroom.data.captions import Caption
-from darkroom.data.doctor_page import NUM_LISTED, NUM_THUMBNAILS, short_sides, shown, write_findings
 from darkroom.data.doctor import Accepted, Duplicate, Findings, Rejected
+from darkroom.data.doctor_page import NUM_LISTED, NUM_THUMBNAILS, short_sides, shown, write_findings
 from tests.data.test_doctor import PARAMS
 
 
@@ -95,7 +95,7 @@ def test_names_and_captions_cannot_become_markup(tmp_path):
 def test_the_page_needs_no_other_file(tmp_path):
     html = write(tmp_path / "doctor", Findings(accepted=[accepted(0), accepted(1)]))
     assert not re.search(r"(src|href)=\"(?!data:)|url\(|https?://|@import", html)
-    assert "1 to train on, 1 held out; pictures of 16 px" in html
+    assert "1 in the training set, 1 held out; each is resized to 16 x 16 px" in html
 
 
 def test_large_pictures_are_shown_small(tmp_path):
@@ -116,10 +116,10 @@ def test_the_photos_that_are_shown_are_spread_over_all(tmp_path):
 def test_a_long_list_is_cut_and_says_where_the_rest_is(tmp_path):
     rejected = [Rejected(f"r{number}.png", "unreadable", "") for number in range(NUM_LISTED + 7)]
     page = Page(write(tmp_path / "doctor", Findings(accepted=[accepted(0), accepted(1)], rejected=rejected)))
-    assert f"Rejected: {NUM_LISTED + 7}" in page.text
+    assert f"Rejected photos: {NUM_LISTED + 7}" in page.text
     assert f"r{NUM_LISTED - 1}.png" in page.text
     assert f"r{NUM_LISTED}.png" not in page.text
-    assert "and 7 more, all of them in rejected.jsonl" in page.text
+    assert "7 more are not shown; rejected.jsonl lists all." in page.text
     assert len(lines(tmp_path / "doctor" / "rejected.jsonl")) == NUM_LISTED + 7
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from darkroom.demo.adherence import coat_colour, prompt_adherence
 from darkroom.demo.toy_cats import (
     ACCESSORIES,
     BACKGROUNDS,
@@ -19,7 +20,6 @@ from darkroom.demo.toy_cats import (
     parse_caption,
     toy_cat,
 )
-from darkroom.evaluation.alignment import coat_colour, prompt_adherence
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
