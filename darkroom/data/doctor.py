@@ -1,4 +1,4 @@
-"""The doctor: looks at every file of a folder of photos and says what can be used, what not, and why."""
+"""The doctor: examines every file in a folder of photos and reports which can be used, and why the others cannot."""
 
 import os
 from collections import Counter
@@ -26,7 +26,7 @@ class Accepted:
     width: int  # px, of the upright photo
     height: int
     caption: Caption
-    notes: tuple[str, ...]  # what was wrong but did no harm
+    notes: tuple[str, ...]  # problems that do not keep the photo from being used
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Duplicate:
 
 @dataclass
 class Findings:
-    """What `examine` found; every list is in the order of the paths."""
+    """The result of `examine`; every list is in the order of the paths."""
 
     accepted: list[Accepted] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
@@ -68,15 +68,15 @@ class Findings:
 
 
 def examine(folder: Path, params: IngestParams, *, keep: Callable[[Accepted, bytes], None] | None = None) -> Findings:
-    """Reads every photo below `folder`, in `num_workers` processes; changes nothing there.
+    """Read every photo below `folder`, in `num_workers` processes; nothing there is changed.
 
     Args:
         folder: any tree of images and captions.
         params: section `ingest` of params.yaml.
-        keep: is given every accepted photo with its finished picture (PNG or JPEG), which is not held otherwise.
+        keep: called with every accepted photo and its finished picture (PNG or JPEG), which is not kept in memory.
 
     Raises:
-        ValueError: no photos, a malformed metadata file, a colour or template that means nothing.
+        ValueError: no photos, a malformed metadata file, an invalid colour or caption template.
     """
     background_colour(params.background)
     files = list_files(folder)
@@ -97,7 +97,7 @@ def examine(folder: Path, params: IngestParams, *, keep: Callable[[Accepted, byt
 
 
 def list_files(folder: Path) -> list[PurePosixPath]:
-    """Files below `folder`, relative and sorted; links are followed, hidden files and folders left out.
+    """Files below `folder`, relative and sorted. Links are followed; hidden files and folders are left out.
 
     Raises:
         ValueError: the folder is missing.
@@ -109,7 +109,7 @@ def list_files(folder: Path) -> list[PurePosixPath]:
 
 def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
     here = folder.resolve()
-    if here in above:  # a link to a folder that holds it
+    if here in above:  # a link to a folder that contains it
         return
     for path in folder.iterdir():
         if path.name.startswith("."):
@@ -121,7 +121,7 @@ def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
 
 
 def sort_files(folder: Path, files: list[PurePosixPath]) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
-    """Files that are meant to be photos, by their suffix or, where that says nothing, their first bytes; and the others."""
+    """Photos, recognised by their suffix or, if it is unknown, by their first bytes; and the other files."""
     photos: list[PurePosixPath] = []
     others: list[PurePosixPath] = []
     for file in files:
@@ -179,9 +179,10 @@ def _enter(
 
 
 def check_usable(findings: Findings, folder: Path, *, max_rejected_fraction: float) -> None:
-    """
+    """Refuse a folder with too few usable photos.
+
     Raises:
-        ValueError: no photo could be used, or more were rejected than `max_rejected_fraction` of all.
+        ValueError: no photo can be used, or the share of rejected photos is above `max_rejected_fraction`.
     """
     num_rejected = len(findings.rejected)
     examples = "; ".join(f"{photo.source} ({photo.detail})" for photo in findings.rejected[:NAMED_IN_ERRORS])
@@ -192,12 +193,12 @@ def check_usable(findings: Findings, folder: Path, *, max_rejected_fraction: flo
         raise ValueError(
             f"{num_rejected} of {findings.num_photos} photos in {folder} cannot be used ({fraction:.0%}; "
             f"ingest.max_rejected_fraction is {max_rejected_fraction:g}): {examples}. "
-            f"`darkroom doctor {folder}` lists all; remove or repair them, or raise the limit."
+            f"`darkroom doctor {folder}` lists all. Remove or repair them, or raise the limit."
         )
 
 
 def summary(findings: Findings, params: IngestParams) -> list[str]:
-    """The findings in a few lines, for a terminal or a page."""
+    """A few lines for a terminal or a page."""
     return [*facts(findings), *remarks(findings, params)]
 
 
@@ -206,7 +207,7 @@ def facts(findings: Findings) -> list[str]:
     if findings.rejected:
         lines.append(f"{len(findings.rejected)} rejected: " + _counts(findings.reasons()))
     if findings.duplicates:
-        lines.append(f"{len(findings.duplicates)} left out, the same as another")
+        lines.append(f"{len(findings.duplicates)} left out as duplicates of other photos")
     if findings.ignored:
         lines.append(f"{len(findings.ignored)} other files ignored, e.g. {', '.join(findings.ignored[:NAMED_IN_ERRORS])}")
     if findings.accepted:
@@ -215,20 +216,20 @@ def facts(findings: Findings) -> list[str]:
 
 
 def remarks(findings: Findings, params: IngestParams) -> list[str]:
-    """What one may not have meant to be so."""
+    """Warnings: findings that are probably a mistake in the folder or in the parameters."""
     lines = []
     if findings.accepted and set(findings.caption_sources()) == {TEMPLATE}:
-        looked = ", ".join(params.captions) or "nothing else"
-        lines.append(f"no photo has a caption of its own (looked for {looked}): all take the template {params.caption_template!r}")
+        sources = ", ".join(params.captions) or "none"
+        lines.append(f"no photo has a caption of its own (sources: {sources}); all use the template {params.caption_template!r}")
     if upscaled := findings.upscaled(params.side):
         lines.append(f"{len(upscaled)} photos are smaller than {params.side} px and were enlarged, e.g. {upscaled[0].source}")
     if rows := findings.rows_without_photo:
-        lines.append(f"{len(rows)} lines of metadata name no photo that is there, e.g. {rows[0]}")
+        lines.append(f"{len(rows)} metadata lines name a photo that does not exist, e.g. {rows[0]}")
     return lines
 
 
 def printable(path: PurePosixPath) -> str:
-    """The path as text that can be written as UTF-8 even if the file's name is not."""
+    """The path as text that is valid UTF-8 even if the file's name is not."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
@@ -238,6 +239,6 @@ def _counts(numbers: dict[str, int]) -> str:
 
 def _no_photos(folder: Path) -> str:
     return (
-        f"There are no photos in {folder}. Put yours there (JPEG, PNG, WebP, ...; in sub-folders if you like), "
+        f"There are no photos in {folder}. Put yours there (JPEG, PNG, WebP, ...; sub-folders are fine), "
         f"or draw a set of cats with `darkroom demo-data {folder}`."
     )

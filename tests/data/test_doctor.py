@@ -249,16 +249,16 @@ def test_the_summary_says_what_was_found(tmp_path):
     assert summary(findings, PARAMS) == [
         "2 of 4 photos can be used",
         "1 rejected: 1 unreadable",
-        "1 left out, the same as another",
+        "1 left out as duplicates of other photos",
         "1 other files ignored, e.g. notes.md",
         "captions: 1 folder, 1 template",
         "1 photos are smaller than 16 px and were enlarged, e.g. c.png",
-        "1 lines of metadata name no photo that is there, e.g. metadata.csv, line 2: gone.png",
+        "1 metadata lines name a photo that does not exist, e.g. metadata.csv, line 2: gone.png",
     ]
 
 
 def test_the_summary_says_when_no_photo_has_a_caption(tmp_path):
     photo(tmp_path, "a.png")
-    assert "no photo has a caption of its own (looked for text_file, metadata, folder): all take the template 'a cat'" in summary(
+    assert "no photo has a caption of its own (sources: text_file, metadata, folder); all use the template 'a cat'" in summary(
         examine(tmp_path, PARAMS), PARAMS
     )

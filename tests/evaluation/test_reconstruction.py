@@ -66,9 +66,7 @@ def test_limits_that_are_met_or_null_let_pass():
 
 
 def test_a_refusal_names_each_metric_with_its_value_and_its_limit():
-    with pytest.raises(
-        ValueError, match=r"PSNR is 18\.23 dB; required: at least 22 dB; Fréchet distance is 3; required: at most 2\.5\."
-    ):
+    with pytest.raises(ValueError, match=r"PSNR is 18\.23 dB; required: at least 22 dB; Fréchet distance is 3; required: at most 2\.5\."):
         check_gate(METRICS, gate(22.0, 0.75, 2.5))
     with pytest.raises(ValueError, match=r": SSIM is 0\.8; required: at least 0\.85\. Look"):
         check_gate(METRICS, gate(ssim=0.85))

@@ -166,7 +166,7 @@ def test_photos_without_any_caption_take_the_template_and_the_log_says_so(tmp_pa
     with caplog.at_level(logging.WARNING):
         content = ingest(tmp_path / "raw", tmp_path / "data")
     assert content["captions"] == {"template": 2}
-    assert "no photo has a caption of its own (looked for text_file, metadata, folder): all take the template 'a cat'" in caplog.text
+    assert "no photo has a caption of its own (sources: text_file, metadata, folder); all use the template 'a cat'" in caplog.text
 
 
 def test_real_photos_of_cats_go_through(tmp_path, shared):
