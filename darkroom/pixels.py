@@ -1,10 +1,12 @@
-"""Between uint8 pictures (B, H, W, 3), as files and metrics have them, and float pictures (B, 3, H, W) in [-1, 1], as networks do."""
+"""Images as arrays: uint8 (B, H, W, 3) in files and metrics, float (B, 3, H, W) in [-1, 1] in networks; and several of them as one."""
 
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
+
+GAP = 2  # px of white between the images of a grid
 
 
 def to_float(images: np.ndarray) -> Tensor:
@@ -19,6 +21,17 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def map_pictures(change: Callable[[Tensor], Tensor], images: np.ndarray, *, batch_size: int, device: torch.device) -> np.ndarray:
-    """uint8 (N, H, W, 3) through `change` on float pictures, a batch at a time, to uint8 (N, H', W', 3)."""
+    """uint8 (N, H, W, 3) through `change` on float images, a batch at a time, to uint8 (N, H', W', 3)."""
     starts = range(0, len(images), batch_size)
     return np.concatenate([to_uint8(change(to_float(images[start : start + batch_size]).to(device))) for start in starts])
+
+
+def picture_grid(images: np.ndarray, columns: int) -> np.ndarray:
+    """uint8 (B, H, W, 3) -> one uint8 image with this many columns, filled row by row; the rest of the last row is white."""
+    num, height, width, _ = images.shape
+    rows = -(-num // columns)
+    grid = np.full((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), 255, np.uint8)
+    for index, image in enumerate(images):
+        top, left = (index // columns) * (height + GAP), (index % columns) * (width + GAP)
+        grid[top : top + height, left : left + width] = image
+    return grid

@@ -8,11 +8,10 @@ import torch
 from darkroom.data.latents import LatentShards
 from darkroom.data.shards import ImageShards
 from darkroom.diffusion.config import DiffusionConfig
-from darkroom.evaluation.grid import picture_grid
 from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel
-from darkroom.pixels import map_pictures
+from darkroom.pixels import map_pictures, picture_grid
 from darkroom.sampling import TextToImage
 
 COLUMNS = 8

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.config import IngestParams
-from darkroom.data.doctor import shown, write_findings
-from darkroom.data.scan import Accepted, Findings, check_usable, examine, facts, remarks
+from darkroom.data.doctor import Accepted, Findings, check_usable, examine, facts, remarks
+from darkroom.data.doctor_page import shown, write_findings
 from darkroom.data.shards import IMAGE_MEMBERS, Sample, Spool, split_by_hash, write_spooled
 from darkroom.provenance import canonical_json, hash_json
 from darkroom.stage import Contract, Stage

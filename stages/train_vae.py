@@ -14,17 +14,14 @@ from PIL import Image
 from darkroom.config import TrainVaeParams
 from darkroom.data.shards import ImageShards
 from darkroom.device import best_device
-from darkroom.evaluation.reconstruction import psnr, ssim
+from darkroom.evaluation.reconstruction import reconstruct, reconstruction_metrics
 from darkroom.models.weights import hash_init, save_model
-from darkroom.pixels import map_pictures
 from darkroom.previews import reconstruction_grid
 from darkroom.provenance import write_json
 from darkroom.stage import Contract, Stage
 from darkroom.training.initial_models import initial_vae
 from darkroom.training.loop import train
 from darkroom.training.vae_task import VaeTask, measure_latents
-
-METRIC_PHOTOS = 1024  # held-out photos that PSNR and SSIM are measured on, at most
 
 
 def run(stage: Stage[TrainVaeParams]) -> None:
@@ -50,13 +47,8 @@ def run(stage: Stage[TrainVaeParams]) -> None:
     save_model(vae, out)
     write_json(out / "likelihood.json", task.net.bound.likelihood.to_json())
     curves.write(out)
-    originals = held_out.images(range(min(len(held_out), METRIC_PHOTOS)))
-    decoded = map_pictures(vae.reconstruct, originals, batch_size=params.micro_batch, device=device)
-    metrics = {
-        "psnr": float(psnr(originals, decoded).mean()),
-        "ssim": float(ssim(originals, decoded).mean()),
-        "num_pictures": len(originals),
-    }
+    originals, decoded = reconstruct(vae, held_out, batch_size=params.micro_batch, device=device)
+    metrics = reconstruction_metrics(originals, decoded) | {"num_pictures": len(originals)}
     write_json(out / "metrics.json", metrics | {"scaling_factor": vae.config.scaling_factor, "shift_factor": vae.config.shift_factor})
     Image.fromarray(preview(device)).save(out / "reconstructions.png")
     stage.tracker.log_metrics({f"held_out/{key}": value for key, value in metrics.items()}, params.steps)

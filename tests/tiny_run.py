@@ -7,7 +7,7 @@ from typing import Any
 from accelerate.state import AcceleratorState
 from ruamel.yaml import YAML
 
-from darkroom.data.toy_cats import draw_toy_cats
+from darkroom.demo.toy_cats import draw_toy_cats
 from darkroom.params_file import read_yaml
 from darkroom.stage import Contract
 

@@ -23,7 +23,7 @@ def add_demo_data(commands: Commands) -> None:
 
 
 def _demo_data(arguments: argparse.Namespace) -> None:
-    from darkroom.data.toy_cats import draw_toy_cats
+    from darkroom.demo.toy_cats import draw_toy_cats
 
     draw_toy_cats(arguments.folder, num_cats=arguments.num_cats, size=arguments.size, seed=arguments.seed)
     print(f"{arguments.num_cats} captioned cats of {arguments.size} px are in {arguments.folder}.")
@@ -47,7 +47,7 @@ def add_doctor(commands: Commands) -> None:
 
 def _doctor(arguments: argparse.Namespace) -> None:
     from darkroom.config import IngestParams
-    from darkroom.data.scan import check_usable, examine, summary
+    from darkroom.data.doctor import check_usable, examine, summary
     from darkroom.params_file import load_params
 
     params = load_params(arguments.params)["ingest"]

@@ -36,7 +36,7 @@ def write_pictures(path: Path, images: "np.ndarray", *, columns: int) -> None:
     """uint8 (B, H, W, 3) side by side in one file, `columns` in a row; says so."""
     from PIL import Image
 
-    from darkroom.evaluation.grid import picture_grid
+    from darkroom.pixels import picture_grid
     from darkroom.provenance import replacing
 
     grid = images[0] if len(images) == 1 else picture_grid(images, columns)

@@ -1,4 +1,4 @@
-"""Where the caption of a photo comes from: a text file, a metadata table, its folder's name, or the template."""
+"""Captions of photos: from a text file, a metadata table, the folder's name, or the template."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
-METADATA_NAMES = ("metadata.jsonl", "metadata.csv")  # the `imagefolder` convention; in one folder the first one wins
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv")  # the `imagefolder` convention; if a folder has both, the first one is used
 TEMPLATE = "template"
 
 
@@ -17,7 +17,7 @@ TEMPLATE = "template"
 class Caption:
     text: str
     source: str  # "text_file", "metadata", "folder" or "template"
-    attributes: dict[str, Any] = field(default_factory=dict)  # further columns of the photo's line in a metadata file
+    attributes: dict[str, Any] = field(default_factory=dict)  # the other columns of the photo's line in a metadata file
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,16 @@ class Row:
 
 
 class CaptionFinder:
-    """Asks the sources in order; the first that has a caption wins.
+    """Finds the caption of a photo in the first of the sources that has one.
 
     Args:
-        root: folder that `relative` paths start at.
-        files: what lies in it, relative, sorted.
+        root: the folder that paths are relative to.
+        files: all files in it, relative, sorted.
         sources: some of "text_file", "metadata", "folder".
-        template: caption of a photo that has none; `{folder}` and `{stem}` are replaced, underscores become spaces.
+        template: caption of a photo without one; `{folder}` and `{stem}` are filled in, with spaces for underscores.
 
     Raises:
-        ValueError: a metadata file with a malformed line, a template with another field.
+        ValueError: a metadata file with a malformed line, or a template with another field.
     """
 
     def __init__(self, root: Path, files: Iterable[PurePosixPath], *, sources: Sequence[str], template: str) -> None:
@@ -54,7 +54,8 @@ class CaptionFinder:
         self._unused = set(self._rows)
 
     def find(self, relative: PurePosixPath) -> Caption:
-        """
+        """The caption of the photo at this path.
+
         Raises:
             ValueError: the photo's text file is not UTF-8.
         """
@@ -70,7 +71,7 @@ class CaptionFinder:
                 case "folder":
                     text = _words(relative.parent.name)
                 case _:
-                    raise AssertionError(f"no caption source is called {source}")
+                    raise AssertionError(f"unknown caption source {source}")
             if text:
                 return Caption(text, source, attributes)
         text = self._template.format(folder=_words(relative.parent.name), stem=_words(relative.stem))
@@ -78,7 +79,7 @@ class CaptionFinder:
 
     @property
     def rows_without_photo(self) -> list[str]:
-        """Lines of metadata files that name a photo which nobody asked for: it is not there, or no image."""
+        """Lines of metadata files that name a photo that `find` was not called with: it is missing, or not an image."""
         return sorted(f"{self._rows[name].place}: {name}" for name in self._unused)
 
     def _text_file(self, relative: PurePosixPath) -> str:
@@ -92,10 +93,10 @@ class CaptionFinder:
 
 
 def read_metadata(root: Path, table: PurePosixPath) -> dict[str, Row]:
-    """The rows of one metadata.jsonl or metadata.csv by the photo that they name, relative to `root`.
+    """Path of a photo, relative to `root` -> its row in this metadata.jsonl or metadata.csv.
 
     Raises:
-        ValueError: a line that is malformed, has no `file_name`, a `text` that is no text, or a photo named before.
+        ValueError: a line that is malformed, has no `file_name`, has a `text` that is not a string, or names a photo again.
     """
     rows: dict[str, Row] = {}
     lines = _csv_lines if table.suffix == ".csv" else _jsonl_lines
@@ -104,7 +105,7 @@ def read_metadata(root: Path, table: PurePosixPath) -> dict[str, Row]:
             for place, fields in lines(file):
                 name = _photo_of(fields, place, table.parent)
                 if name in rows:
-                    raise ValueError(f"{place} names {fields['file_name']} again ({rows[name].place}); keep one line a photo")
+                    raise ValueError(f"{place} names {fields['file_name']} again ({rows[name].place}); keep one line per photo")
                 attributes = {key: value for key, value in fields.items() if key not in ("file_name", "text")}
                 rows[name] = Row(f"{table}, {place}", _one_line(fields.get("text") or ""), attributes)
     except UnicodeDecodeError as error:
@@ -116,12 +117,12 @@ def read_metadata(root: Path, table: PurePosixPath) -> dict[str, Row]:
 
 def _photo_of(fields: Any, place: str, folder: PurePosixPath) -> str:
     if not isinstance(fields, dict):
-        raise ValueError(f'{place} should be an object like {{"file_name": "a.jpg", "text": "a cat"}}, not {fields!r:.60}')
+        raise ValueError(f'{place} must be an object like {{"file_name": "a.jpg", "text": "a cat"}}, got {fields!r:.60}')
     name, text = fields.get("file_name"), fields.get("text")
     if not isinstance(name, str) or not name:
         raise ValueError(f"{place} has no `file_name` (columns: {', '.join(fields)})")
     if text is not None and not isinstance(text, str):
-        raise ValueError(f"{place}: `text` should be a text, not {text!r:.60}")
+        raise ValueError(f"{place}: `text` must be a string, got {text!r:.60}")
     return _normal(os.path.normpath(folder / name.replace("\\", "/")))
 
 
@@ -150,7 +151,7 @@ def _csv_lines(file: Iterable[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def _check_template(template: str) -> None:
@@ -158,18 +159,18 @@ def _check_template(template: str) -> None:
         template.format(folder="", stem="")
     except (LookupError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"ingest.caption_template {template!r} has something else than {{folder}} and {{stem}} in braces "
-            f"({error}); a brace itself is written twice, {{{{ or }}}}."
+            f"ingest.caption_template {template!r} is invalid ({error}). Only {{folder}} and {{stem}} may stand in braces; "
+            "write a brace itself twice, {{ or }}."
         ) from error
 
 
 def _nearest_last(table: PurePosixPath) -> tuple[int, str, int]:
-    """Rows of a deeper table, and in one folder of the first of METADATA_NAMES, replace those read before."""
+    """Sort key: rows of later tables replace earlier ones. Deeper folders come later, then the first of METADATA_NAMES."""
     return len(table.parts), str(table.parent), -METADATA_NAMES.index(table.name)
 
 
 def _normal(path: PurePosixPath | str) -> str:
-    """A name as it is compared: macOS stores `é` as two characters, tables mostly as one."""
+    """The path in Unicode normal form: macOS stores `é` as two characters, tables mostly as one."""
     return unicodedata.normalize("NFC", str(path))
 
 

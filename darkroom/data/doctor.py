@@ -1,186 +1,244 @@
-"""The findings of `ingest` as files: one JSON line a photo, and a page to look at."""
+"""The doctor: examines every file in a folder of photos and reports which can be used, and why the others cannot."""
 
-import base64
-import io
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, StrictUndefined
-from PIL import Image
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
 
 from darkroom.config import IngestParams
-from darkroom.data.scan import Accepted, Findings, summary
-from darkroom.provenance import canonical_json
+from darkroom.data.captions import METADATA_NAMES, TEMPLATE, Caption, CaptionFinder
+from darkroom.data.picture import Picture, PictureStyle, Reason, Rejection, background_colour, develop, image_suffixes, looks_like_image
+from darkroom.data.workers import in_order
+from darkroom.progress import progress
 
-NUM_THUMBNAILS = 60
-THUMBNAIL_SIDE = 96  # px
-NUM_LISTED = 500  # rows of a table on the page; the .jsonl has all
-SIDES = (64, 128, 256, 512, 1024, 2048)  # px, borders of the histogram
+# Files that are never opened to see whether they are photos.
+TEXT_SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".rst", ".html", ".xml", ".yaml", ".yml", ".toml", ".py", ".sh")
+NAMED_IN_ERRORS = 3  # examples that a message gives
 
 
-def write_findings(
-    folder: Path,
+@dataclass(frozen=True)
+class Accepted:
+    source: str  # path below the examined folder
+    sha256: str  # of the file
+    width: int  # px, of the upright photo
+    height: int
+    caption: Caption
+    notes: tuple[str, ...]  # problems that do not keep the photo from being used
+
+
+@dataclass(frozen=True)
+class Rejected:
+    source: str
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    source: str
+    same_as: str  # the accepted photo
+    same: str  # "file" or "pixels" (of the finished picture)
+
+
+@dataclass
+class Findings:
+    """The result of `examine`; every list is in the order of the paths."""
+
+    accepted: list[Accepted] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    duplicates: list[Duplicate] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)  # neither photo nor caption
+    rows_without_photo: list[str] = field(default_factory=list)  # lines of metadata files that name no photo
+
+    @property
+    def num_photos(self) -> int:
+        return len(self.accepted) + len(self.rejected) + len(self.duplicates)
+
+    def caption_sources(self) -> dict[str, int]:
+        return dict(sorted(Counter(photo.caption.source for photo in self.accepted).items()))
+
+    def reasons(self) -> dict[str, int]:
+        return dict(sorted(Counter(str(photo.reason) for photo in self.rejected).items()))
+
+    def upscaled(self, size: int) -> list[Accepted]:
+        return [photo for photo in self.accepted if min(photo.width, photo.height) < size]
+
+
+def examine(folder: Path, params: IngestParams, *, keep: Callable[[Accepted, bytes], None] | None = None) -> Findings:
+    """Read every photo below `folder`, in `num_workers` processes; nothing there is changed.
+
+    Args:
+        folder: any tree of images and captions.
+        params: section `ingest` of params.yaml.
+        keep: called with every accepted photo and its finished picture (PNG or JPEG), which is not kept in memory.
+
+    Raises:
+        ValueError: no photos, a malformed metadata file, an invalid colour or caption template.
+    """
+    background_colour(params.background)
+    files = list_files(folder)
+    photos, others = sort_files(folder, files)
+    if not photos:
+        raise ValueError(_no_photos(folder))
+    captions = CaptionFinder(folder, files, sources=params.captions, template=params.caption_template)
+    findings = Findings(ignored=[printable(file) for file in _ignored(others, photos, params.captions)])
+    style = PictureStyle(**{name: getattr(params, name) for name in PictureStyle.__dataclass_fields__})
+    seen: dict[str, str] = {}  # sha256 of file or pixels -> the accepted photo
+    paths = (folder / photo for photo in photos)
+    with closing(in_order(partial(develop, style=style), paths, num_workers=params.num_workers)) as pictures:
+        for photo, picture in progress(zip(photos, pictures, strict=True), desc="ingest", total=len(photos), unit="photo"):
+            caption = _caption(photo, captions, params.max_caption_characters)
+            _enter(findings, seen, photo, caption, picture, keep)
+    findings.rows_without_photo = captions.rows_without_photo
+    return findings
+
+
+def list_files(folder: Path) -> list[PurePosixPath]:
+    """Files below `folder`, relative and sorted. Links are followed; hidden files and folders are left out.
+
+    Raises:
+        ValueError: the folder is missing.
+    """
+    if not folder.is_dir():
+        raise ValueError(_no_photos(folder))
+    return sorted(PurePosixPath(path.relative_to(folder).as_posix()) for path in _walk(folder, frozenset()))
+
+
+def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    here = folder.resolve()
+    if here in above:  # a link to a folder that contains it
+        return
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _walk(path, above | {here})
+        else:
+            yield path
+
+
+def sort_files(folder: Path, files: list[PurePosixPath]) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
+    """Photos, recognised by their suffix or, if it is unknown, by their first bytes; and the other files."""
+    photos: list[PurePosixPath] = []
+    others: list[PurePosixPath] = []
+    for file in files:
+        suffix, path = file.suffix.lower(), folder / file
+        is_photo = path.is_file() and (suffix in image_suffixes() or (suffix not in TEXT_SUFFIXES and looks_like_image(path)))
+        (photos if is_photo else others).append(file)
+    return photos, others
+
+
+def _ignored(others: list[PurePosixPath], photos: list[PurePosixPath], sources: Sequence[str]) -> Iterator[PurePosixPath]:
+    captioned = {photo.with_suffix(".txt") for photo in photos} if "text_file" in sources else set()
+    for file in others:
+        if file not in captioned and not (file.name in METADATA_NAMES and "metadata" in sources):
+            yield file
+
+
+def _caption(photo: PurePosixPath, captions: CaptionFinder, max_characters: int) -> Caption | Rejection:
+    try:
+        str(photo).encode()
+    except UnicodeEncodeError:
+        return Rejection("file_name", "the file's name is not UTF-8; rename it")
+    try:
+        caption = captions.find(photo)
+    except ValueError as error:
+        return Rejection("caption_unreadable", str(error))
+    if len(caption.text) > max_characters:
+        return Rejection("caption_too_long", f"{len(caption.text)} characters; ingest.max_caption_characters is {max_characters}")
+    return caption
+
+
+def _enter(
     findings: Findings,
-    params: IngestParams,
-    *,
-    splits: Mapping[str, Sequence[str]],  # train and val -> sha256 of the photos
-    pictures: Mapping[str, bytes],  # sha256 of some of the photos -> finished picture, to be shown
+    seen: dict[str, str],
+    photo: PurePosixPath,
+    caption: Caption | Rejection,
+    picture: Picture | Rejection,
+    keep: Callable[[Accepted, bytes], None] | None,
 ) -> None:
-    """Writes accepted.jsonl, rejected.jsonl, duplicates.jsonl, ignored.jsonl and report.html; the same findings give the same bytes."""
-    split_of = {sha256: split for split, hashes in splits.items() for sha256 in hashes}
-    _write_lines(folder / "accepted.jsonl", (accepted_fields(photo, split_of[photo.sha256]) for photo in findings.accepted))
-    _write_lines(folder / "rejected.jsonl", (asdict(photo) for photo in findings.rejected))
-    _write_lines(folder / "duplicates.jsonl", (asdict(photo) for photo in findings.duplicates))
-    _write_lines(folder / "ignored.jsonl", ({"source": source} for source in findings.ignored))
-    (folder / "report.html").write_text(report(findings, params, split_of, pictures), encoding="utf-8")
+    source = printable(photo)
+    for outcome in (picture, caption):
+        if isinstance(outcome, Rejection):
+            findings.rejected.append(Rejected(source, outcome.reason, outcome.detail))
+            return
+    assert isinstance(picture, Picture)
+    assert isinstance(caption, Caption)
+    for same, digest in (("file", picture.sha256), ("pixels", picture.pixels_sha256)):
+        if digest in seen:
+            findings.duplicates.append(Duplicate(source, seen[digest], same))
+            return
+    seen |= {picture.sha256: source, picture.pixels_sha256: source}
+    accepted = Accepted(source, picture.sha256, picture.width, picture.height, caption, picture.notes)
+    findings.accepted.append(accepted)
+    if keep:
+        keep(accepted, picture.encoded)
 
 
-def accepted_fields(photo: Accepted, split: str) -> dict[str, Any]:
-    return {
-        "source": photo.source,
-        "sha256": photo.sha256,
-        "split": split,
-        "width": photo.width,
-        "height": photo.height,
-        "caption": photo.caption.text,
-        "caption_source": photo.caption.source,
-        "notes": photo.notes,
-    }
+def check_usable(findings: Findings, folder: Path, *, max_rejected_fraction: float) -> None:
+    """Refuse a folder with too few usable photos.
+
+    Raises:
+        ValueError: no photo can be used, or the share of rejected photos is above `max_rejected_fraction`.
+    """
+    num_rejected = len(findings.rejected)
+    examples = "; ".join(f"{photo.source} ({photo.detail})" for photo in findings.rejected[:NAMED_IN_ERRORS])
+    if not findings.accepted:
+        raise ValueError(f"None of the {num_rejected} photos in {folder} can be used: {examples}. `darkroom doctor {folder}` lists all.")
+    fraction = num_rejected / findings.num_photos
+    if fraction > max_rejected_fraction:
+        raise ValueError(
+            f"{num_rejected} of {findings.num_photos} photos in {folder} cannot be used ({fraction:.0%}; "
+            f"ingest.max_rejected_fraction is {max_rejected_fraction:g}): {examples}. "
+            f"`darkroom doctor {folder}` lists all. Remove or repair them, or raise the limit."
+        )
 
 
-def shown(findings: Findings) -> list[Accepted]:
-    """The photos whose thumbnails the page shows: evenly spread over all of them, so that every folder has its share."""
-    num_photos = len(findings.accepted)
-    num_shown = min(num_photos, NUM_THUMBNAILS)
-    return [findings.accepted[i * num_photos // num_shown] for i in range(num_shown)]
+def summary(findings: Findings, params: IngestParams) -> list[str]:
+    """A few lines for a terminal or a page."""
+    return [*facts(findings), *remarks(findings, params)]
 
 
-def report(findings: Findings, params: IngestParams, split_of: Mapping[str, str], pictures: Mapping[str, bytes]) -> str:
-    """One HTML page with everything in it; whatever came from a file or its name is escaped."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(PAGE).render(
-        summary=summary(findings, params),
-        num_train=sum(split == "train" for split in split_of.values()),
-        num_val=sum(split == "val" for split in split_of.values()),
-        params=params,
-        bars=[
-            ("Captions", _bars(findings.caption_sources())),
-            ("Short side of the photos, px", _bars(short_sides(findings.accepted))),
-            ("Reasons of rejection", _bars(findings.reasons())),
-        ],
-        thumbnails=[(photo, split_of[photo.sha256], _data_uri(pictures[photo.sha256])) for photo in shown(findings)],
-        tables=_tables(findings),
-        num_listed=NUM_LISTED,
+def facts(findings: Findings) -> list[str]:
+    lines = [f"{len(findings.accepted)} of {findings.num_photos} photos can be used"]
+    if findings.rejected:
+        lines.append(f"{len(findings.rejected)} rejected: " + _counts(findings.reasons()))
+    if findings.duplicates:
+        lines.append(f"{len(findings.duplicates)} left out as duplicates of other photos")
+    if findings.ignored:
+        lines.append(f"{len(findings.ignored)} other files ignored, e.g. {', '.join(findings.ignored[:NAMED_IN_ERRORS])}")
+    if findings.accepted:
+        lines.append("captions: " + _counts(findings.caption_sources()))
+    return lines
+
+
+def remarks(findings: Findings, params: IngestParams) -> list[str]:
+    """Warnings: findings that are probably a mistake in the folder or in the parameters."""
+    lines = []
+    if findings.accepted and set(findings.caption_sources()) == {TEMPLATE}:
+        sources = ", ".join(params.captions) or "none"
+        lines.append(f"no photo has a caption of its own (sources: {sources}); all use the template {params.caption_template!r}")
+    if upscaled := findings.upscaled(params.side):
+        lines.append(f"{len(upscaled)} photos are smaller than {params.side} px and were enlarged, e.g. {upscaled[0].source}")
+    if rows := findings.rows_without_photo:
+        lines.append(f"{len(rows)} metadata lines name a photo that does not exist, e.g. {rows[0]}")
+    return lines
+
+
+def printable(path: PurePosixPath) -> str:
+    """The path as text that is valid UTF-8 even if the file's name is not."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _counts(numbers: dict[str, int]) -> str:
+    return ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in numbers.items())
+
+
+def _no_photos(folder: Path) -> str:
+    return (
+        f"There are no photos in {folder}. Put yours there (JPEG, PNG, WebP, ...; sub-folders are fine), "
+        f"or draw a set of cats with `darkroom demo-data {folder}`."
     )
-
-
-def _tables(findings: Findings) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]], str]]:
-    """(title, heads, rows, file with all rows)"""
-    rejected = [(photo.source, photo.reason, photo.detail) for photo in findings.rejected]
-    duplicates = [(photo.source, photo.same, photo.same_as) for photo in findings.duplicates]
-    remarks = [(photo.source, "; ".join(photo.notes)) for photo in findings.accepted if photo.notes]
-    return [
-        ("Rejected", ("photo", "reason", "in detail"), list(rejected), "rejected.jsonl"),
-        ("Left out, the same as another", ("photo", "same", "as"), list(duplicates), "duplicates.jsonl"),
-        ("Used, with a remark", ("photo", "remark"), list(remarks), "accepted.jsonl"),
-        ("Lines of metadata that name no photo", ("line",), [(row,) for row in findings.rows_without_photo], ""),
-        ("Ignored: neither photo nor caption", ("file",), [(source,) for source in findings.ignored], "ignored.jsonl"),
-    ]
-
-
-def short_sides(photos: Iterable[Accepted]) -> dict[str, int]:
-    """Histogram: "256-511" -> number of photos whose shorter side is that long, in px; empty ends are left out."""
-    borders = (0, *SIDES)
-    labels = [f"{low}-{high - 1}" for low, high in zip(borders, SIDES, strict=False)] + [f"{SIDES[-1]} and more"]
-    places = [sum(min(photo.width, photo.height) >= side for side in SIDES) for photo in photos]
-    if not places:
-        return {}
-    return {labels[place]: places.count(place) for place in range(min(places), max(places) + 1)}
-
-
-def _bars(numbers: Mapping[str, int]) -> list[tuple[str, int, float]]:
-    """(label, number, percent of the longest bar)"""
-    longest = max(numbers.values(), default=1)
-    return [(label, number, round(100 * number / longest, 1)) for label, number in numbers.items()]
-
-
-def _data_uri(picture: bytes) -> str:
-    with Image.open(io.BytesIO(picture)) as image:
-        kind = "png" if image.format == "PNG" else "jpeg"
-        if image.width <= THUMBNAIL_SIDE:
-            return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
-        stream = io.BytesIO()
-        image.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS).save(stream, "jpeg", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
-
-
-def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(canonical_json(row) + "\n" for row in rows)
-
-
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Your photos</title>
-<style>
-  :root { color-scheme: light dark; --line: light-dark(#ddd, #444); --faint: light-dark(#666, #aaa); --bar: light-dark(#c8643c, #e08a64); }
-  body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-  h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
-  table { border-collapse: collapse; width: 100%; }
-  th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line); }
-  td, figcaption { vertical-align: top; overflow-wrap: anywhere; }
-  td:not(:first-child):not(:last-child) { white-space: nowrap; }
-  .bars { display: grid; grid-template-columns: max-content max-content 1fr; gap: .25rem .8rem; align-items: center; max-width: 40rem; }
-  .bars b { text-align: right; font-weight: normal; }
-  .bars i { display: block; height: .9rem; background: var(--bar); border-radius: 2px; }
-  .photos { display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); gap: 1rem; }
-  figure { margin: 0; }
-  figure img { width: 100%; aspect-ratio: 1; border-radius: 4px; }
-  figcaption { font-size: .8rem; line-height: 1.3; }
-  small { color: var(--faint); }
-</style>
-<h1>Your photos</h1>
-<ul>
-{% for line in summary %}
-  <li>{{ line }}</li>
-{% endfor %}
-  <li>{{ num_train }} to train on, {{ num_val }} held out; pictures of {{ params.side }} px</li>
-</ul>
-{% for title, rows in bars if rows %}
-<h2>{{ title }}</h2>
-<div class="bars">
-{% for label, number, percent in rows %}
-  <span>{{ label | replace("_", " ") }}</span><b>{{ number }}</b><i style="width: {{ percent }}%"></i>
-{% endfor %}
-</div>
-{% endfor %}
-{% if thumbnails %}
-<h2>{{ thumbnails | length }} of them, as the model will see them</h2>
-<div class="photos">
-{% for photo, split, uri in thumbnails %}
-  <figure>
-    <img src="{{ uri }}" alt="">
-    <figcaption>{{ photo.caption.text }} <small>({{ photo.caption.source }})<br>
-      {{ photo.source }}, {{ photo.width }} × {{ photo.height }} px, {{ split }}</small></figcaption>
-  </figure>
-{% endfor %}
-</div>
-{% endif %}
-{% for title, heads, rows, file in tables if rows %}
-<h2>{{ title }}: {{ rows | length }}</h2>
-<table>
-  <tr>{% for head in heads %}<th>{{ head }}</th>{% endfor %}</tr>
-{% for row in rows[:num_listed] %}
-  <tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</table>
-{% if rows | length > num_listed %}
-<p>and {{ rows | length - num_listed }} more{% if file %}, all of them in {{ file }}{% endif %}</p>
-{% endif %}
-{% endfor %}
-</html>
-"""

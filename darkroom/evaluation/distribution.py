@@ -1,20 +1,48 @@
-"""How far a set of pictures is from another, on their features (N, D): Fréchet distance, KID, precision, recall, density, coverage."""
+"""How far one set of images is from another, on their features (N, D): Fréchet distance, KID, precision, recall, density, coverage."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from darkroom.evaluation.features import FeatureSets
 from darkroom.evaluation.neighbours import BLOCK, Features, Groups, distance_blocks, radius
+
+
+def distance_metrics(features: FeatureSets, *, sources: Groups, num_neighbours: int) -> dict[str, float]:
+    """Distances of samples from held-out photos, never between a sample and the photo whose caption was its prompt.
+
+    Args:
+        features: two parts of the training set show how large the Fréchet distance of equal distributions is.
+        sources: (N,), for each sample the row of the held-out photo whose caption was its prompt.
+        num_neighbours: k of precision and recall.
+
+    Raises:
+        ValueError: too few samples or photos, or a feature that is not finite.
+    """
+    samples, held_out, train = features.samples, features.held_out, features.train
+    photos = np.arange(len(held_out))
+    kid, error = kernel_distance(samples, held_out, sources, photos)
+    manifolds = precision_recall(held_out, samples, num_neighbours, photos, sources)
+    # a covariance cannot leave pairs out: samples from the captions of one half are compared with the photos of the other
+    crossed = [(samples[sources % 2 == half], held_out[photos % 2 != half]) for half in (0, 1)]
+    num_a, num_b = (min(len(part), len(train) // 2) for part in crossed[0])
+    return {
+        "frechet_distance": sum(frechet_distance(*pair) for pair in crossed) / 2,
+        "frechet_distance_floor": frechet_distance(train[:num_a], train[num_a : num_a + num_b]),
+        "kid": kid,
+        "kid_standard_error": error,
+        **asdict(manifolds),
+    }
 
 
 def frechet_distance(a: Features, b: Features) -> float:
     """|mean difference|² + tr(S_a + S_b - 2 (S_a S_b)^½) over the sets' means and covariances S (Heusel et al. 2017, equation 6).
 
-    In float64 and never complex. With few rows the last trace is the nuclear norm of A Bᵀ (A, B centred, over √(n-1)),
-    which is exact and fast; else it comes from eigenvalues of the symmetric S_a^½ S_b S_a^½.
+    Computed in float64 and never complex. With few rows the last trace is the nuclear norm of A Bᵀ (A, B centred, over √(n-1)),
+    which is exact and fast; otherwise it comes from the eigenvalues of the symmetric S_a^½ S_b S_a^½.
 
-    Its bias is of order 1/N and large for small N: compare only sets of equal size, and with the distance of two sets of photos.
+    The bias is of order 1/N and large for small N: compare only sets of equal size, and with the distance of two sets of photos.
 
     Raises:
         ValueError: fewer than two rows, or a feature that is not finite.
@@ -43,9 +71,9 @@ def _centre(x: Features) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 def kernel_distance(a: Features, b: Features, a_groups: Groups | None = None, b_groups: Groups | None = None) -> tuple[float, float]:
     """KID (Bińkowski et al. 2018): the squared MMD with kernel (x·y / D + 1)³, and its standard error.
 
-    The estimate is unbiased: it takes all pairs of independent pictures. A sample is not independent of the photo whose
-    caption it was drawn from, nor of another sample from it: pictures of one group (a number each; without groups
-    everybody is one) are not paired. The error is the jackknife's over groups. Where the two distributions are equal it is
+    The estimate is unbiased: it uses all pairs of independent images. A sample is not independent of the photo whose
+    caption was its prompt, nor of another sample of that caption, so images of one group are not paired (without groups each
+    image is a group of its own). The error is the jackknife's over groups. Where the two distributions are equal it is
     too large by about √2 (the statistic is degenerate there), so that two standard errors cover at least 95 %.
 
     Raises:
@@ -66,7 +94,7 @@ def kernel_distance(a: Features, b: Features, a_groups: Groups | None = None, b_
 
 
 def _mean_kernels(x: Features, y: Features, of_x: Groups, of_y: Groups, num_groups: int) -> NDArray[np.float64]:
-    """Mean of the kernel over all pairs of different groups, and then the same without each of the groups: (1 + G,)."""
+    """Mean of the kernel over all pairs of different groups, then the same mean without each of the groups: (1 + G,)."""
     of_rows, of_columns = _pair_sums(x, y, of_x, of_y)
     total = of_rows.sum(axis=1, keepdims=True)  # (2, 1)
     of_groups = np.zeros((2, num_groups))
@@ -92,18 +120,18 @@ def _pair_sums(x: Features, y: Features, of_x: Groups, of_y: Groups) -> tuple[ND
 
 @dataclass(frozen=True)
 class Manifolds:
-    """How two sets overlap, each a union of balls that reach to the k-th neighbour of their centre."""
+    """How two sets overlap, each a union of balls around its images that reach to the k-th neighbour."""
 
     precision: float  # share of samples in the photos' manifold (Kynkäänniemi et al. 2019): are they plausible?
-    recall: float  # share of photos in the samples' manifold: is everything drawn?
-    density: float  # photo balls that a sample lies in, over k (Naeem et al. 2020): 1 for equal distributions
+    recall: float  # share of photos in the samples' manifold: does the model generate everything?
+    density: float  # number of photo balls around a sample, over k (Naeem et al. 2020): 1 for equal distributions
     coverage: float  # share of photos with a sample in their ball
 
 
 def precision_recall(
     real: Features, fake: Features, k: int, real_groups: Groups | None = None, fake_groups: Groups | None = None
 ) -> Manifolds:
-    """Precision, recall, density and coverage with `k` neighbours; pictures of one group are no neighbours.
+    """Precision, recall, density and coverage with `k` neighbours; images of one group do not count as neighbours.
 
     Raises:
         ValueError: `k` or fewer groups in a set, or a feature that is not finite.
@@ -129,8 +157,8 @@ def precision_recall(
 def _check(features: Features, num: int, *, at_least: int) -> None:
     if num < at_least:
         raise ValueError(
-            f"This distance needs at least {at_least} independent pictures on each side, but there are {num}: "
-            "hold out (ingest.val_fraction) or draw (evaluate.num_samples) more."
+            f"This distance needs at least {at_least} independent images on each side, but there are {num}. "
+            "Hold out more photos (ingest.val_fraction) or draw more samples (evaluate.num_samples)."
         )
     if not np.isfinite(features).all():
-        raise ValueError("A picture has features that are not finite: the extractor overflows on it, or its weights are damaged.")
+        raise ValueError("An image has features that are not finite: the extractor overflows on it, or its weights are damaged.")

@@ -1,39 +1,87 @@
-"""Feature extractors: uint8 pictures (B, H, W, 3) to vectors (B, D), under a name that says which weights they are."""
+"""Feature extractors: uint8 images (B, H, W, 3) to vectors (B, D), under a name that identifies their weights."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from darkroom.config import FeatureParams
+from darkroom.data.shards import ImageShards
+from darkroom.models.classifier import classifier_pixels, last_layer, load_classifier
+from darkroom.models.clip import ClipTowers
 from darkroom.progress import progress
 from darkroom.provenance import hash_file
 
+MAX_PHOTOS = 10_000  # photos of a split that are measured: the first in the order of their keys, which are hashes
 Images = NDArray[np.uint8]  # (B, H, W, 3)
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """Distances mean something only together with the name of the extractor that they were measured with."""
+    """A distance means something only together with the name of the extractor that it was measured with."""
 
-    name: str  # what it is, and the hash of its weights
+    name: str  # its kind, and the hash of its weights
     extract: Callable[[Images], NDArray[np.float32]]
 
     def __call__(self, read: Callable[[range], Images], num: int, *, batch_size: int, desc: str) -> NDArray[np.float32]:
-        """(num, D) of the pictures that `read` gives for indices below `num`, so that they need not all be in memory at once."""
+        """Features (num, D) of the images that `read` returns for indices below `num`; only one batch of them is in memory."""
         starts = progress(range(0, num, batch_size), desc=f"features of {desc}", unit="batch")
         return np.concatenate([self.extract(read(range(start, min(start + batch_size, num)))) for start in starts])
 
+    def of_images(self, images: Images, *, batch_size: int, desc: str) -> NDArray[np.float32]:
+        return self(lambda rows: images[rows], len(images), batch_size=batch_size, desc=desc)
+
+    def of_photos(self, photos: ImageShards, *, batch_size: int, desc: str) -> NDArray[np.float32]:
+        """Features of the first `MAX_PHOTOS` photos."""
+        return self(photos.images, min(len(photos), MAX_PHOTOS), batch_size=batch_size, desc=desc)
+
+
+@dataclass(frozen=True)
+class FeatureSets:
+    """Features of one extractor, (N, D) each."""
+
+    samples: NDArray[np.float32]
+    held_out: NDArray[np.float32]
+    train: NDArray[np.float32]
+
+    @classmethod
+    def extract(cls, extractor: Extractor, samples: Images, held_out: ImageShards, train: ImageShards, *, batch_size: int) -> Self:
+        return cls(
+            samples=extractor.of_images(samples, batch_size=batch_size, desc="samples"),
+            held_out=extractor.of_photos(held_out, batch_size=batch_size, desc="held-out photos"),
+            train=extractor.of_photos(train, batch_size=batch_size, desc="training photos"),
+        )
+
+
+def make_extractor(params: FeatureParams, clip: ClipTowers, clip_fingerprint: str, device: torch.device) -> Extractor:
+    """The extractor that `params` name: the run's own CLIP, or a torchvision classifier on `device`.
+
+    Raises:
+        ValueError: this CLIP has no image encoder, or the classifier's weights are missing or do not fit.
+    """
+    if params.kind == "clip":
+        clip.check_image_tower()
+        return clip_features(clip.encode_images, clip_fingerprint)
+    return torchvision_features(
+        params.arch,
+        Path(params.weights),
+        size=params.side,
+        channels=params.channels,
+        scale=params.scale,
+        mean=params.mean,
+        std=params.std,
+        device=device,
+    )
+
 
 def clip_features(encode_images: Callable[[Images], Tensor], fingerprint: str) -> Extractor:
-    """An image tower whose embeddings have length 1, scaled to length √E, so that their dot product over E is the cosine."""
+    """CLIP's image embeddings of length 1, scaled to length √E, so that their dot product over E is the cosine."""
 
     def extract(images: Images) -> NDArray[np.float32]:
         embeddings = encode_images(images).float()  # (B, E)
@@ -46,19 +94,19 @@ def torchvision_features(
     arch: str,  # a name in torchvision.models
     weights: Path,  # .safetensors with torchvision's keys
     *,
-    size: int,  # px; pictures are resized to this square
+    size: int,  # px; images are resized to this square
     channels: Literal["rgb", "bgr"],
     scale: float,  # pixels run from 0 to this before mean and std
     mean: Sequence[float],  # in the order of `channels`, like std
     std: Sequence[float],
     device: torch.device | None = None,
 ) -> Extractor:
-    """What enters the last layer of a classifier, averaged over places where it is still a map.
+    """The input of a classifier's last layer, averaged over places where it is still a map.
 
     Raises:
-        ValueError: an unknown architecture, no such file, or weights of another architecture.
+        ValueError: an unknown architecture, a missing file, or weights of another architecture.
     """
-    classifier = load_classifier(arch, weights).to(device or torch.device("cpu"))
+    classifier = load_classifier(arch, weights, section="evaluate.features").to(device or torch.device("cpu"))
     place = next(classifier.parameters()).device
     caught: list[Tensor] = []
     last_layer(classifier)[1].register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
@@ -66,48 +114,17 @@ def torchvision_features(
     @torch.inference_mode()
     def extract(images: Images) -> NDArray[np.float32]:
         caught.clear()
-        classifier(prepare(images, size=size, channels=channels, scale=scale, mean=mean, std=std).to(place))
+        x = classifier_pixels(resized(images, size), channels=channels, scale=scale, mean=mean, std=std)
+        classifier(x.to(place))
         features = caught.pop()
         return (features.mean(dim=(2, 3)) if features.ndim == 4 else features).float().cpu().numpy()
 
     return Extractor(f"{arch}-{hash_file(weights)[:12]}", extract)
 
 
-def load_classifier(arch: str, weights: Path) -> nn.Module:
-    """A torchvision classifier with the weights of a local file, in evaluation mode; as many classes as the file has."""
-    from torchvision import models
-
-    if arch not in models.list_models(module=models):
-        raise ValueError(f"evaluate.features.arch: torchvision has no classifier {arch!r}; see `torchvision.models.list_models()`.")
-    try:
-        tensors = load_file(weights)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"evaluate.features.weights: {weights} cannot be read as .safetensors ({error}).") from error
-    with torch.random.fork_rng(devices=[]):
-        classifier = models.get_model(arch, weights=None)
-        name, layer = last_layer(classifier)
-        num_classes = len(tensors.get(f"{name}.weight", layer.weight))
-        if num_classes != len(layer.weight):
-            classifier = models.get_model(arch, weights=None, num_classes=num_classes)
-    try:
-        classifier.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"evaluate.features.weights: {weights} does not fit {arch} with torchvision's names: {reason}") from error
-    return classifier.float().eval()
-
-
-def last_layer(classifier: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
-    """Name and module of the layer that gives the class scores: the last linear or convolutional one in order of definition."""
-    layers = [(name, module) for name, module in classifier.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    return layers[-1]
-
-
-def prepare(images: Images, *, size: int, channels: str, scale: float, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 (B, H, W, 3) -> float (B, 3, size, size), resized by antialiased bicubic."""
+def resized(images: Images, size: int) -> Tensor:
+    """uint8 (B, H, W, 3) -> float (B, 3, size, size) in [0, 1], resized by antialiased bicubic."""
     x = torch.tensor(images).permute(0, 3, 1, 2).float() / 255
     if x.shape[2:] != (size, size):
         x = F.interpolate(x, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
-    if channels == "bgr":
-        x = x.flip(1)
-    return (x * scale - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    return x

@@ -1,136 +1,115 @@
-"""The report: one HTML file that shows pictures, numbers and curves, and needs nothing else."""
+"""The evaluation report: one HTML page with samples, metrics and training curves, which needs no other file."""
 
-import base64
-import io
+import csv
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from markupsafe import Markup
 
-from darkroom.evaluation.grid import picture_grid
+from darkroom.config import EvaluateParams
+from darkroom.data.shards import ImageShards
+from darkroom.evaluation import likelihood
+from darkroom.evaluation.features import MAX_PHOTOS
+from darkroom.evaluation.galleries import Gallery
+from darkroom.evaluation.glossary import Metric
+from darkroom.pages import write_page
 
-Images = NDArray[np.uint8]  # (B, H, W, 3)
+Curve = Sequence[tuple[float, float]]  # (step, value), steps rising
 
-
-@dataclass(frozen=True)
-class Number:
-    name: str
-    value: float
-    meaning: str  # one plain sentence
-
-
-@dataclass(frozen=True)
-class Tile:
-    images: Images  # (n, H, W, 3), shown side by side
-    label: str
-
-
-@dataclass(frozen=True)
-class Gallery:
-    title: str
-    note: str  # one plain sentence
-    tiles: Sequence[Tile]
+SPLITS = {"training set": "train", "held-out set": "val"}  # name of a curve -> its file
+WIDTH, HEIGHT = 640, 300
+LEFT, RIGHT, TOP, BOTTOM = 62, 12, 14, 40  # margins
+NUM_COLOURS = 4  # --series-1 to --series-4 of templates/base.html.j2
 
 
 def write_report(
     path: Path,
     *,
     title: str,
-    numbers: Sequence[Number],
-    facts: Mapping[str, str],  # what the numbers were measured with
+    metrics: Sequence[Metric],
+    facts: Mapping[str, str],  # how the metrics were measured
     galleries: Sequence[Gallery],
     charts: Mapping[str, str],  # title -> SVG
 ) -> None:
-    """Writes a page that works offline and on a phone: pictures are data URIs, texts are escaped, there is no script."""
-    from jinja2 import Environment
-    from markupsafe import Markup
-
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"figure": format_number, "data_uri": data_uri}
-    html = environment.from_string(TEMPLATE).render(
-        title=title, numbers=numbers, facts=facts, galleries=galleries, charts={name: Markup(svg) for name, svg in charts.items()}
-    )
-    path.write_text(html, encoding="utf-8")
+    """Write a page that works offline and on a phone: images are inside, texts are escaped, there is no script."""
+    charts = {name: Markup(svg) for name, svg in charts.items()}
+    write_page(path, "report", title=title, metrics=metrics, facts=facts, galleries=galleries, charts=charts)
 
 
-def format_number(value: float) -> str:
-    """Three significant digits, without an exponent where that stays short."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"
+def report_facts(
+    params: EvaluateParams,
+    identity: Mapping[str, str],  # features and eval_key, as in metrics.json
+    prompts: Sequence[str],
+    train: ImageShards,
+    held_out: ImageShards,
+) -> dict[str, str]:
+    """How the metrics were measured, in words."""
+    captions, sampling = set(train.captions), params.sampling
+    unseen = sum(prompt not in captions for prompt in prompts)
+    num_bounded = min(len(held_out), likelihood.MAX_PHOTOS)
+    return {
+        "Samples": f"{len(prompts)}, of {len(set(prompts))} captions of held-out photos; {unseen} have a prompt that no training photo has",
+        "Photos": f"{len(held_out)} held out, {len(train)} in the training set, {held_out.size} px; at most {MAX_PHOTOS} of each are used",
+        "Features": f"{identity['features']} (kind and hash of the weights)",
+        "Sampler": f"{sampling.sampler}, {sampling.steps} {sampling.spacing} steps, guidance scale {sampling.guidance_scale:g}",
+        "Seeds": f"{params.seed} to {params.seed + len(prompts) - 1}",
+        "Neighbours": f"{params.num_neighbours}, for precision, recall, density and coverage",
+        "Bits": f"of {num_bounded} held-out photos, each at {likelihood.NUM_TIMESTEPS} noise levels and the lowest one",
+        "Comparison key": f"{identity['eval_key'][:12]}; reports with another key were measured differently and do not compare",
+    }
 
 
-def data_uri(images: Images) -> str:
-    """Pictures side by side as one PNG."""
-    file = io.BytesIO()
-    Image.fromarray(picture_grid(images, columns=len(images))).save(file, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+def loss_charts(models: Mapping[str, Path]) -> dict[str, str]:
+    """Title -> SVG of the loss of each model that was trained; `models` is name -> folder."""
+    charts = {}
+    for name, folder in models.items():
+        curves = {label: read_curve(folder / "curves" / f"{split}.csv", "loss") for label, split in SPLITS.items()}
+        if any(curves.values()):
+            charts[f"Loss of train_{name}"] = curve_svg(curves)
+    return charts
 
 
-TEMPLATE = """{% macro show(gallery) %}
-<h2>{{ gallery.title }}</h2>
-<p>{{ gallery.note }}</p>
-{% set most = gallery.tiles | map(attribute="images") | map("length") | max %}
-<div class="tiles{{ ' rows' if most > 2 else ' pairs' if most == 2 else '' }}">
-{% for tile in gallery.tiles %}
-<figure><img{{ ' class=small' if tile.images.shape[1] < 128 }} alt="{{ tile.label }}" src="{{ tile.images | data_uri }}">
-<figcaption>{{ tile.label }}</figcaption></figure>
-{% endfor %}
-</div>
-{% endmacro %}
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>
-:root { color-scheme: light dark; --ink: #22252b; --soft: #667; --paper: #fbfaf8; --card: #fff; --line: #e3e0da; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8e6e1; --soft: #9a9aa5; --paper: #17181b; --card: #212327; --line: #34363c; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 70rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.7rem; margin: 0 0 1rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .2rem; }
-p { margin: 0 0 .8rem; color: var(--soft); }
-.numbers { display: grid; grid-template-columns: repeat(auto-fill, minmax(16rem, 1fr)); gap: .8rem; }
-.number { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem; }
-.number b { display: block; font-size: 1.6rem; line-height: 1.2; } .number span { font-weight: 600; }
-.number p { margin: .3rem 0 0; font-size: .88rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .7rem; }
-.tiles.pairs { grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }
-.tiles.rows { grid-template-columns: repeat(auto-fill, minmax(min(30rem, 100%), 1fr)); }
-figure { margin: 0; } figure img { width: 100%; display: block; border-radius: .4rem; }
-img.small { image-rendering: pixelated; }
-figcaption { font-size: .78rem; line-height: 1.3; color: var(--soft); margin-top: .25rem; overflow-wrap: anywhere; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); gap: 1rem; }
-.charts figure { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .6rem; }
-svg { width: 100%; height: auto; } svg text { font-size: 13px; fill: var(--soft); } svg .rule { stroke: var(--line); }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; }
-td { border-top: 1px solid var(--line); padding: .35rem .5rem; vertical-align: top; overflow-wrap: anywhere; }
-td:first-child { color: var(--soft); width: 12rem; }
-</style>
-</head>
-<body>
-<h1>{{ title }}</h1>
-{% for gallery in galleries[:1] %}{{ show(gallery) }}{% endfor %}
-<h2>Numbers</h2>
-<div class="numbers">
-{% for number in numbers %}
-<div class="number"><b>{{ number.value | figure }}</b><span>{{ number.name }}</span><p>{{ number.meaning }}</p></div>
-{% endfor %}
-</div>
-<h2>Measured with</h2>
-<table>
-{% for name, value in facts.items() %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}
-</table>
-{% for gallery in galleries[1:] %}{{ show(gallery) }}{% endfor %}
-{% if charts %}
-<h2>Training curves</h2>
-<div class="charts">
-{% for name, svg in charts.items() %}<figure>{{ svg }}<figcaption>{{ name }}</figcaption></figure>{% endfor %}
-</div>
-{% endif %}
-</body>
-</html>
-"""
+def read_curve(path: Path, column: str) -> list[tuple[float, float]]:
+    """(step, value) of a curves/*.csv; rows without a finite value in `column` are skipped. Empty if the file is missing."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        points = [(float(row["step"]), float(row.get(column) or "nan")) for row in csv.DictReader(file)]
+    return [(step, value) for step, value in points if math.isfinite(value)]
+
+
+def curve_svg(curves: Mapping[str, Curve]) -> str:
+    """One chart of named curves over the step. The axis is logarithmic where all values are positive and span a factor of 10."""
+    curves = {name: curve for name, curve in curves.items() if curve}
+    assert curves
+    steps = [step for curve in curves.values() for step, _ in curve]
+    values = [value for curve in curves.values() for _, value in curve]
+    logarithmic = min(values) > 0 and max(values) > 10 * min(values)
+    scale = math.log10 if logarithmic else float
+    low, high = scale(min(values)), scale(max(values))
+    span_x, span_y = (max(steps) - min(steps)) or 1, (high - low) or 1
+
+    def x(step: float) -> float:
+        return round(LEFT + (step - min(steps)) / span_x * (WIDTH - LEFT - RIGHT), 1)
+
+    def y(value: float) -> float:
+        return round(HEIGHT - BOTTOM - (scale(value) - low) / span_y * (HEIGHT - TOP - BOTTOM), 1)
+
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(" and ".join(curves), quote=True)}">']
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        value = 10 ** (low + share * span_y) if logarithmic else low + share * span_y
+        height = HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height}" y2="{height}"/>')
+        parts.append(f'<text x="{LEFT - 8}" y="{height + 4}" text-anchor="end">{value:.3g}</text>')
+    for share, anchor in ((0, "start"), (0.5, "middle"), (1, "end")):
+        step = min(steps) + share * span_x
+        parts.append(f'<text x="{x(step)}" y="{HEIGHT - BOTTOM + 18}" text-anchor="{anchor}">{step:.0f}</text>')
+    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">step</text>')
+    for index, (name, curve) in enumerate(curves.items()):
+        colour, points = f"series-{index % NUM_COLOURS + 1}", " ".join(f"{x(step)},{y(value)}" for step, value in curve)
+        parts.append(f'<polyline class="{colour}" points="{points}"/>')
+        place = f'x="{WIDTH - RIGHT - 6}" y="{TOP + 16 + 18 * index}"'
+        parts.append(f'<text class="{colour}" {place} text-anchor="end">{escape(name)}</text>')
+    return "".join([*parts, "</svg>"])

@@ -1,135 +1,264 @@
-import base64
-import io
-import json
-import re
-from html.parser import HTMLParser
+import os
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from darkroom.data.captions import Caption
-from darkroom.data.doctor import NUM_LISTED, NUM_THUMBNAILS, short_sides, shown, write_findings
-from darkroom.data.scan import Accepted, Duplicate, Findings, Rejected
-from tests.data.test_scan import PARAMS
+from darkroom.config import IngestParams
+from darkroom.data.doctor import Accepted, Duplicate, Findings, Rejected, check_usable, examine, list_files, summary
+
+PARAMS = IngestParams(
+    side=16,
+    captions=["text_file", "metadata", "folder"],
+    caption_template="a cat",
+    max_caption_characters=100,
+    min_side=8,
+    max_megapixels=1,
+    max_rejected_fraction=0.5,
+    background="white",
+    val_fraction=0.2,
+    samples_per_shard=10,
+    format="png",
+    jpeg_quality=95,
+    num_workers=1,
+)
 
 
-def accepted(number: int, width: int = 40, height: int = 30, text: str = "a cat", notes: tuple[str, ...] = ()) -> Accepted:
-    return Accepted(f"{number:03d}.png", f"{number:064d}", width, height, Caption(text, "folder"), notes)
+def photo(folder: Path, name: str, seed: int | None = None, size: tuple[int, int] = (24, 20), format: str = "PNG") -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    seed = sum(name.encode()) if seed is None else seed
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)).save(path, format)
+    return path
 
 
-def picture(size: int = 16) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(np.full((size, size, 3), 99, np.uint8)).save(stream, "png")
-    return stream.getvalue()
+def write(folder: Path, name: str, text: str | bytes) -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
 
 
-def write(folder: Path, findings: Findings, size: int = 16) -> str:
-    folder.mkdir()
-    keys = [photo.sha256 for photo in findings.accepted]
-    splits = {"train": keys[1:], "val": keys[:1]}
-    write_findings(folder, findings, PARAMS, splits=splits, pictures=dict.fromkeys(keys, picture(size)))
-    return (folder / "report.html").read_text(encoding="utf-8")
+def changed(**changes) -> IngestParams:
+    return PARAMS.model_copy(update=changes)
 
 
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def sources(findings: Findings) -> list[str]:
+    return [accepted.source for accepted in findings.accepted]
 
 
-def test_every_photo_is_one_line_of_one_file(tmp_path):
-    findings = Findings(
-        accepted=[accepted(0, text="a café"), accepted(1, notes=("odd",))],
-        rejected=[Rejected("r.png", "too_small", "3 x 3")],
-        duplicates=[Duplicate("d.png", "000.png", "pixels")],
-        ignored=["README"],
+# ---- which files
+
+
+def test_photos_are_found_in_any_tree_sorted_by_path(tmp_path):
+    for name in ("b.png", "a/z.PNG", "a/deep/er/c.png", "B.png"):
+        photo(tmp_path, name)
+    assert sources(examine(tmp_path, PARAMS)) == ["B.png", "a/deep/er/c.png", "a/z.PNG", "b.png"]
+
+
+def test_hidden_files_and_folders_are_not_seen(tmp_path):
+    for name in ("a.png", ".hidden.png", "._a.png", ".cache/b.png", "sub/.trash/c.png"):
+        photo(tmp_path, name)
+    findings = examine(tmp_path, PARAMS)
+    assert sources(findings) == ["a.png"]
+    assert findings.ignored == []
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    photo(elsewhere, "a.png")
+    root = tmp_path / "raw"
+    photo(root, "b.png")
+    (root / "linked").symlink_to(elsewhere)
+    (root / "c.png").symlink_to(elsewhere / "a.png")
+    (root / "self").symlink_to(root)
+    (root / "broken.png").symlink_to(root / "nowhere")
+    assert [str(file) for file in list_files(root)] == ["b.png", "broken.png", "c.png", "linked/a.png"]
+    findings = examine(root, PARAMS)
+    assert sources(findings) == ["b.png", "c.png"]
+    assert findings.duplicates == [Duplicate("linked/a.png", "c.png", "file")]
+    assert findings.ignored == ["broken.png"]
+
+
+def test_other_files_are_ignored_and_captions_are_not_listed(tmp_path):
+    photo(tmp_path, "a.png")
+    photo(tmp_path, "noext", format="JPEG")
+    for name in ("a.txt", "orphan.txt", "metadata.jsonl", "sub/metadata.csv", "README", "notes.md", "movie.mp4"):
+        write(tmp_path, name, "")
+    findings = examine(tmp_path, PARAMS)
+    assert sources(findings) == ["a.png", "noext"]
+    assert findings.ignored == ["README", "movie.mp4", "notes.md", "orphan.txt"]
+    assert "a.txt" in examine(tmp_path, changed(captions=["metadata"])).ignored
+    assert "metadata.jsonl" in examine(tmp_path, changed(captions=["text_file"])).ignored
+
+
+def test_a_pipe_is_ignored_rather_than_read(tmp_path):
+    photo(tmp_path, "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    assert examine(tmp_path, PARAMS).ignored == ["b.png"]
+
+
+def test_a_text_file_is_never_taken_for_a_photo(tmp_path):
+    photo(tmp_path, "a.png")
+    photo(tmp_path, "b.txt", format="PPM")
+    assert examine(tmp_path, PARAMS).ignored == ["b.txt"]
+
+
+# ---- what becomes of them
+
+
+def test_what_cannot_be_used_is_listed_with_its_reason_and_left_alone(tmp_path):
+    photo(tmp_path, "good.png")
+    photo(tmp_path, "small.png", size=(30, 7))
+    photo(tmp_path, "large.png", size=(1001, 1000))
+    write(tmp_path, "broken.JPG", "no picture")
+    write(tmp_path, "broken.txt", "x" * 101)
+    write(tmp_path, "phone.heic", "")
+    photo(tmp_path, "wordy.png")
+    write(tmp_path, "wordy.txt", "x" * 101)
+    photo(tmp_path, "latin.png")
+    write(tmp_path, "latin.txt", b"caf\xe9")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    findings = examine(tmp_path, PARAMS)
+    assert sources(findings) == ["good.png"]
+    assert findings.rejected == [
+        Rejected("broken.JPG", "unreadable", "not a picture of a known format"),
+        Rejected("large.png", "too_large", "Image size (1001000 pixels) is more than ingest.max_megapixels (1)"),
+        Rejected("latin.png", "caption_unreadable", "latin.txt is not UTF-8 text"),
+        Rejected("phone.heic", "unsupported", "HEIF pictures cannot be read; export them as JPEG"),
+        Rejected("small.png", "too_small", "30 x 7 px; ingest.min_side is 8"),
+        Rejected("wordy.png", "caption_too_long", "101 characters; ingest.max_caption_characters is 100"),
+    ]
+    assert findings.reasons()["too_small"] == 1
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_a_caption_of_the_longest_allowed_length_is_accepted(tmp_path):
+    photo(tmp_path, "a.png")
+    write(tmp_path, "a.txt", "x" * 100)
+    assert examine(tmp_path, PARAMS).accepted[0].caption.text == "x" * 100
+
+
+def test_a_name_that_is_not_utf8_rejects_its_photo(tmp_path):
+    photo(tmp_path, "good.png")
+    bad = os.fsdecode(b"caf\xe9.png")
+    photo(tmp_path, "tmp.png").rename(tmp_path / bad)
+    findings = examine(tmp_path, PARAMS)
+    assert sources(findings) == ["good.png"]
+    assert findings.rejected == [Rejected(r"caf\xe9.png", "file_name", "the file's name is not UTF-8; rename it")]
+
+
+def test_the_same_file_or_the_same_pixels_are_used_once(tmp_path):
+    first = photo(tmp_path, "b.png")
+    (tmp_path / "copy.png").write_bytes(first.read_bytes())
+    Image.open(first).save(tmp_path / "same.bmp")
+    photo(tmp_path, "other.png", seed=5)
+    findings = examine(tmp_path, PARAMS)
+    assert sources(findings) == ["b.png", "other.png"]
+    assert findings.duplicates == [Duplicate("copy.png", "b.png", "file"), Duplicate("same.bmp", "b.png", "pixels")]
+    assert findings.rejected == []
+    assert findings.num_photos == 4
+
+
+def test_a_photo_takes_the_place_of_its_rejected_twin(tmp_path):
+    first = photo(tmp_path, "a.png")
+    write(tmp_path, "a.txt", "x" * 101)
+    (tmp_path / "b.png").write_bytes(first.read_bytes())
+    findings = examine(tmp_path, PARAMS)
+    assert sources(findings) == ["b.png"]
+    assert findings.duplicates == []
+
+
+def test_photos_smaller_than_the_pictures_are_told(tmp_path):
+    for name, size in (("a.png", (16, 16)), ("b.png", (15, 40)), ("c.png", (40, 15))):
+        photo(tmp_path, name, size=size)
+    assert [accepted.source for accepted in examine(tmp_path, PARAMS).upscaled(16)] == ["b.png", "c.png"]
+
+
+def test_accepted_photos_are_handed_over_with_their_pictures(tmp_path):
+    photo(tmp_path, "cats/a.png", size=(30, 20))
+    kept: list[tuple[Accepted, bytes]] = []
+    findings = examine(tmp_path, PARAMS, keep=lambda accepted, picture: kept.append((accepted, picture)))
+    [(accepted, picture)] = kept
+    assert [accepted] == findings.accepted
+    assert (accepted.width, accepted.height, accepted.caption.text, accepted.notes) == (30, 20, "cats", ())
+    assert picture.startswith(b"\x89PNG")
+
+
+def test_the_number_of_workers_does_not_change_the_findings(tmp_path):
+    for number in range(12):
+        photo(tmp_path, f"{number}.png", seed=number // 2)
+    write(tmp_path, "broken.png", "no picture")
+    assert examine(tmp_path, changed(num_workers=2)) == examine(tmp_path, PARAMS)
+
+
+def test_metadata_lines_without_photo_are_found(tmp_path):
+    photo(tmp_path, "a.png")
+    write(tmp_path, "metadata.csv", "file_name,text\na.png,a cat\ngone.png,a dog\n")
+    assert examine(tmp_path, PARAMS).rows_without_photo == ["metadata.csv, line 3: gone.png"]
+
+
+# ---- what ends the run
+
+
+@pytest.mark.parametrize("make", [lambda path: None, Path.mkdir, lambda path: write(path, "README.md", "")])
+def test_a_folder_without_photos_is_an_error_that_says_what_to_do(tmp_path, make):
+    make(tmp_path / "raw")
+    with pytest.raises(ValueError, match=rf"no photos in {tmp_path}/raw. Put yours there .*`darkroom demo-data {tmp_path}/raw`"):
+        examine(tmp_path / "raw", PARAMS)
+
+
+def test_parameters_that_mean_nothing_end_the_run_before_it_reads(tmp_path):
+    with pytest.raises(ValueError, match=r"ingest\.background"):
+        examine(tmp_path, changed(background="wite"))
+    photo(tmp_path, "a.png")
+    with pytest.raises(ValueError, match=r"ingest\.caption_template"):
+        examine(tmp_path, changed(caption_template="{breed}"))
+
+
+def rejected(number: int) -> list[Rejected]:
+    return [Rejected(f"{i}.jpg", "unreadable", "bad") for i in range(number)]
+
+
+def test_too_many_rejected_photos_are_an_error_that_names_the_first_and_the_limit(tmp_path):
+    photo(tmp_path, "a.png")
+    findings = examine(tmp_path, PARAMS)
+    findings.duplicates = [Duplicate("b.png", "a.png", "file")] * 5
+    findings.rejected = rejected(6)
+    check_usable(findings, tmp_path, max_rejected_fraction=0.5)
+    with pytest.raises(ValueError, match=r"6 of 12 photos .* \(50%; ingest.max_rejected_fraction is 0.4\): 0.jpg \(bad\); 1.jpg.*doctor"):
+        check_usable(findings, tmp_path, max_rejected_fraction=0.4)
+
+
+def test_no_usable_photo_at_all_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"None of the 4 photos in .* can be used: 0.jpg \(bad\); .*darkroom doctor"):
+        check_usable(Findings(rejected=rejected(4)), tmp_path, max_rejected_fraction=1)
+
+
+# ---- what is said
+
+
+def test_the_summary_says_what_was_found(tmp_path):
+    photo(tmp_path, "one/a.png", seed=1)
+    photo(tmp_path, "one/b.png", seed=1)
+    photo(tmp_path, "c.png", size=(12, 40))
+    write(tmp_path, "broken.png", "")
+    write(tmp_path, "notes.md", "")
+    write(tmp_path, "metadata.csv", "file_name,text\ngone.png,a cat\n")
+    findings = examine(tmp_path, PARAMS)
+    assert summary(findings, PARAMS) == [
+        "2 of 4 photos can be used",
+        "1 rejected: 1 unreadable",
+        "1 left out as duplicates of other photos",
+        "1 other files ignored, e.g. notes.md",
+        "captions: 1 folder, 1 template",
+        "1 photos are smaller than 16 px and were enlarged, e.g. c.png",
+        "1 metadata lines name a photo that does not exist, e.g. metadata.csv, line 2: gone.png",
+    ]
+
+
+def test_the_summary_says_when_no_photo_has_a_caption(tmp_path):
+    photo(tmp_path, "a.png")
+    assert "no photo has a caption of its own (sources: text_file, metadata, folder); all use the template 'a cat'" in summary(
+        examine(tmp_path, PARAMS), PARAMS
     )
-    write(tmp_path / "doctor", findings)
-    first, second = lines(tmp_path / "doctor" / "accepted.jsonl")
-    assert first == {
-        "source": "000.png",
-        "sha256": "0" * 64,
-        "split": "val",
-        "width": 40,
-        "height": 30,
-        "caption": "a café",
-        "caption_source": "folder",
-        "notes": [],
-    }
-    assert (second["split"], second["notes"]) == ("train", ["odd"])
-    assert lines(tmp_path / "doctor" / "rejected.jsonl") == [{"source": "r.png", "reason": "too_small", "detail": "3 x 3"}]
-    assert lines(tmp_path / "doctor" / "duplicates.jsonl") == [{"source": "d.png", "same_as": "000.png", "same": "pixels"}]
-    assert lines(tmp_path / "doctor" / "ignored.jsonl") == [{"source": "README"}]
-
-
-class Page(HTMLParser):
-    """What a browser would make of the report: its tags and its text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def test_names_and_captions_cannot_become_markup(tmp_path):
-    evil = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
-    findings = Findings(
-        accepted=[accepted(0, text=evil), accepted(1, notes=(evil,))],
-        rejected=[Rejected(evil, "unreadable", evil)],
-        duplicates=[Duplicate(evil, evil, "file")],
-        ignored=[evil],
-        rows_without_photo=[evil],
-    )
-    page = Page(write(tmp_path / "doctor", findings))
-    assert "script" not in [tag for tag, _ in page.tags]
-    assert all((attributes["src"] or "").startswith("data:image/png;base64,") for tag, attributes in page.tags if tag == "img")
-    assert page.text.count(evil) == 10  # the first of ignored files and of lines is in the summary too
-
-
-def test_the_page_needs_no_other_file(tmp_path):
-    html = write(tmp_path / "doctor", Findings(accepted=[accepted(0), accepted(1)]))
-    assert not re.search(r"(src|href)=\"(?!data:)|url\(|https?://|@import", html)
-    assert "1 to train on, 1 held out; pictures of 16 px" in html
-
-
-def test_large_pictures_are_shown_small(tmp_path):
-    page = Page(write(tmp_path / "doctor", Findings(accepted=[accepted(0), accepted(1)]), size=300))
-    sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
-    assert len(sources) == 2
-    with Image.open(io.BytesIO(base64.b64decode((sources[0] or "").split(",")[1]))) as image:
-        assert image.size == (96, 96)
-
-
-def test_the_photos_that_are_shown_are_spread_over_all(tmp_path):
-    findings = Findings(accepted=[accepted(number) for number in range(600)])
-    assert [int(photo.source[:3]) for photo in shown(findings)] == list(range(0, 600, 600 // NUM_THUMBNAILS))
-    assert shown(Findings(accepted=findings.accepted[:3])) == findings.accepted[:3]
-    assert shown(Findings()) == []
-
-
-def test_a_long_list_is_cut_and_says_where_the_rest_is(tmp_path):
-    rejected = [Rejected(f"r{number}.png", "unreadable", "") for number in range(NUM_LISTED + 7)]
-    page = Page(write(tmp_path / "doctor", Findings(accepted=[accepted(0), accepted(1)], rejected=rejected)))
-    assert f"Rejected: {NUM_LISTED + 7}" in page.text
-    assert f"r{NUM_LISTED - 1}.png" in page.text
-    assert f"r{NUM_LISTED}.png" not in page.text
-    assert "and 7 more, all of them in rejected.jsonl" in page.text
-    assert len(lines(tmp_path / "doctor" / "rejected.jsonl")) == NUM_LISTED + 7
-
-
-def test_the_histogram_counts_short_sides():
-    photos = [accepted(0, 300, 64), accepted(1, 127, 500), accepted(2, 512, 512), accepted(3, 600, 511)]
-    assert short_sides(photos) == {"64-127": 2, "128-255": 0, "256-511": 1, "512-1023": 1}
-    assert short_sides([accepted(0, 9000, 5000), accepted(1, 2047, 2048)]) == {"1024-2047": 1, "2048 and more": 1}
-    assert short_sides([]) == {}
-
-
-def test_the_same_findings_give_the_same_bytes(tmp_path):
-    findings = Findings(accepted=[accepted(0), accepted(1)], rejected=[Rejected("r", "unreadable", "")])
-    assert write(tmp_path / "a", findings) == write(tmp_path / "b", findings)

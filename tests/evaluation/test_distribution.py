@@ -192,7 +192,7 @@ def test_far_away_samples_have_no_overlap_at_all():
 def test_too_few_pictures_on_either_side_are_refused(measure, least):
     many, few = normal(20, 3), normal(least - 1, 3)
     for pair in ((many, few), (few, many)):
-        with pytest.raises(ValueError, match=f"at least {least} independent pictures on each side, but there are {least - 1}"):
+        with pytest.raises(ValueError, match=f"at least {least} independent images on each side, but there are {least - 1}"):
             measure(*pair)
     measure(many, normal(least, 3))
 
@@ -202,7 +202,7 @@ def test_samples_of_one_caption_count_as_one(measure, least):
     a, b = normal(20, 3), normal(20, 3, seed=1)
     few, many = np.arange(20) % (least - 1), np.arange(20)
     for groups in ((few, many), (many, few)):
-        with pytest.raises(ValueError, match=f"at least {least} independent pictures on each side, but there are {least - 1}"):
+        with pytest.raises(ValueError, match=f"at least {least} independent images on each side, but there are {least - 1}"):
             measure(a, b, *groups)
 
 

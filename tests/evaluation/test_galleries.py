@@ -1,10 +1,9 @@
 import numpy as np
 from PIL import Image
 
-from darkroom.evaluation.galleries import coat_gallery, nearest_gallery, reconstruction_gallery, sample_gallery, write_picture
-from darkroom.evaluation.grid import GAP, picture_grid
-from darkroom.evaluation.memorization import Memorization
-from darkroom.evaluation.report import Gallery, Tile
+from darkroom.evaluation.galleries import Gallery, Tile, nearest_gallery, reconstruction_gallery, sample_gallery, write_picture
+from darkroom.evaluation.neighbours import Memorization
+from darkroom.pixels import GAP, picture_grid
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
 
@@ -31,22 +30,11 @@ def test_the_samples_most_like_a_copy_stand_beside_their_photos():
     np.testing.assert_array_equal(gallery.tiles[0].images, IMAGES[[1, 5]])
 
 
-def test_coats_are_rows_that_say_how_many_are_right():
-    gallery = coat_gallery(IMAGES[:4], ["grey", "pink", "grey", "pink"], ["grey", "grey", None, "pink"], ["pink", "blue", "grey"])
-    assert [tile.label for tile in gallery.tiles] == ["pink: 1 of 2 are pink", "grey: 1 of 2 are grey"]
-    np.testing.assert_array_equal(gallery.tiles[0].images, IMAGES[[1, 3]])
-
-
-def test_a_row_of_coats_has_eight_pictures_at_most():
-    gallery = coat_gallery(IMAGES, ["grey"] * 12, ["grey"] * 12, ["grey"])
-    assert gallery.tiles[0].images.shape[0] == 8
-    assert gallery.tiles[0].label == "grey: 12 of 12 are grey"
-
-
 def test_a_gallery_is_stored_eight_pictures_wide_and_pairs_are_not_cut(tmp_path):
     def stored(*counts):
-        write_picture(tmp_path / "grid.png", Gallery("", "", [Tile(IMAGES[:count], "") for count in counts]))
-        return np.asarray(Image.open(tmp_path / "grid.png"))
+        grid = write_picture(tmp_path / "grid.png", Gallery("", "", [Tile(IMAGES[:count], "") for count in counts]))
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "grid.png")), grid)
+        return grid
 
     assert stored(*[1] * 10).shape == (2 * 8 + GAP, 8 * 8 + 7 * GAP, 3)
     assert stored(2, 2, 2).shape == (8, 6 * 8 + 5 * GAP, 3)

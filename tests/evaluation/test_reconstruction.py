@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy.signal import convolve2d
 
-from darkroom.evaluation.reconstruction import psnr, shortfalls, ssim
+from darkroom.config import ReconstructionGate
+from darkroom.evaluation.reconstruction import check_gate, psnr, reconstruction_metrics, ssim
 
 random = np.random.default_rng(0)
 PHOTOS = random.integers(0, 256, (3, 24, 20, 3), dtype=np.uint8)
@@ -14,7 +15,7 @@ def test_psnr_of_a_constant_error_has_its_closed_form():
     np.testing.assert_allclose(psnr(photos, worse), [20 * np.log10(255 / 5), 20 * np.log10(255 / 50)])
 
 
-def test_equal_pictures_have_infinite_psnr_and_ssim_one():
+def test_equal_images_have_infinite_psnr_and_ssim_one():
     assert np.all(psnr(PHOTOS, PHOTOS) == np.inf)
     np.testing.assert_allclose(ssim(PHOTOS, PHOTOS), 1)
 
@@ -41,16 +42,43 @@ def test_ssim_is_the_papers_formula_written_out():
     np.testing.assert_allclose(ssim(PHOTOS, blurred), expected)
 
 
-def test_pictures_smaller_than_the_window_are_refused():
-    with pytest.raises(ValueError, match="window of 11 px, but the pictures are 10 x 16 px"):
+def test_images_smaller_than_the_window_are_refused():
+    with pytest.raises(ValueError, match="window of 11 px, but the images are 10 x 16 px"):
         ssim(np.zeros((1, 16, 10, 3), np.uint8), np.zeros((1, 16, 10, 3), np.uint8))
 
 
-def test_shortfalls_name_the_number_what_was_measured_and_what_was_asked():
-    measured = {"psnr": 18.2345, "ssim": 0.8, "frechet": 3.0}
-    assert shortfalls(measured, least={"psnr": 22.0, "ssim": 0.75}, most={"frechet": 2.5}) == [
-        "psnr is 18.23, asked for is at least 22",
-        "frechet is 3, asked for is at most 2.5",
-    ]
-    assert shortfalls(measured, least={"psnr": 18.0, "ssim": None, "lpips": 1.0}, most={"frechet": 3.0}) == []
-    assert shortfalls({"psnr": np.nan}, least={"psnr": 1.0}, most={}) == ["psnr is nan, asked for is at least 1"]
+def test_the_metrics_of_a_set_are_the_means_over_its_photos():
+    worse = PHOTOS // 2 + 10
+    metrics = reconstruction_metrics(PHOTOS, worse)
+    assert metrics == {"psnr": pytest.approx(np.mean(psnr(PHOTOS, worse))), "ssim": pytest.approx(np.mean(ssim(PHOTOS, worse)))}
+
+
+METRICS = {"psnr": 18.2345, "ssim": 0.8, "frechet": 3.0}
+
+
+def gate(psnr: float | None = None, ssim: float | None = None, frechet: float | None = None) -> ReconstructionGate:
+    return ReconstructionGate(min_psnr=psnr, min_ssim=ssim, max_frechet=frechet)
+
+
+def test_limits_that_are_met_or_null_let_pass():
+    check_gate(METRICS, gate(18.2345, 0.8, 3.0))
+    check_gate(METRICS, gate())
+
+
+def test_a_refusal_names_each_metric_with_its_value_and_its_limit():
+    with pytest.raises(ValueError, match=r"PSNR is 18\.23 dB; required: at least 22 dB; Fréchet distance is 3; required: at most 2\.5\."):
+        check_gate(METRICS, gate(22.0, 0.75, 2.5))
+    with pytest.raises(ValueError, match=r": SSIM is 0\.8; required: at least 0\.85\. Look"):
+        check_gate(METRICS, gate(ssim=0.85))
+
+
+def test_a_value_that_is_not_a_number_misses_every_limit():
+    with pytest.raises(ValueError, match=r"PSNR is nan dB; required: at least 1 dB"):
+        check_gate(METRICS | {"psnr": np.nan}, gate(1.0))
+    with pytest.raises(ValueError, match=r"Fréchet distance is nan; required: at most 9"):
+        check_gate(METRICS | {"frechet": np.nan}, gate(frechet=9.0))
+
+
+def test_a_required_distance_that_was_not_measured_is_refused():
+    with pytest.raises(ValueError, match=r"max_frechet is 5, but .* needs a CLIP with an image encoder.* Set it to null"):
+        check_gate({"psnr": 20.0, "ssim": 0.8}, gate(frechet=5.0))

@@ -5,9 +5,10 @@ import re
 import numpy as np
 from PIL import Image
 
-from darkroom.evaluation.curves import curve_svg, read_curve
-from darkroom.evaluation.grid import GAP, picture_grid
-from darkroom.evaluation.report import Gallery, Number, Tile, format_number, write_report
+from darkroom.evaluation.galleries import Gallery, Tile
+from darkroom.evaluation.glossary import Metric
+from darkroom.evaluation.report import curve_svg, read_curve, write_report
+from darkroom.pixels import picture_grid
 
 random = np.random.default_rng(0)
 
@@ -16,20 +17,10 @@ def noise(count, size=16):
     return random.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
-def test_a_grid_holds_every_picture_in_its_place_on_white():
-    images = noise(5, 8)
-    grid = picture_grid(images, columns=3)
-    assert grid.shape == (2 * 8 + GAP, 3 * 8 + 2 * GAP, 3)
-    for index, image in enumerate(images):
-        top, left = index // 3 * (8 + GAP), index % 3 * (8 + GAP)
-        np.testing.assert_array_equal(grid[top : top + 8, left : left + 8], image)
-    assert np.all(grid[8 + GAP :, 2 * (8 + GAP) :] == 255)
-
-
 def report(folder, **changes):
     content = {
         "title": "A report",
-        "numbers": [Number("KID", 0.01234, "Smaller is better.")],
+        "metrics": [Metric("kid", 0.01234, "KID", "Smaller is better.")],
         "facts": {"seed": "0"},
         "galleries": [Gallery("Samples", "Drawn.", [Tile(noise(1), "a cat")]), Gallery("Pairs", "Two.", [Tile(noise(2), "both")])],
         "charts": {"U-Net": curve_svg({"loss": [(0, 1.0), (10, 0.5)]})},
@@ -45,7 +36,7 @@ def test_the_report_needs_nothing_but_itself(tmp_path):
     assert set(re.findall(r'src="([^,"]*)', html)) == {"data:image/png;base64"}
 
 
-def test_the_report_shows_every_number_picture_curve_and_fact(tmp_path):
+def test_the_report_shows_every_metric_picture_curve_and_fact(tmp_path):
     html = report(tmp_path)
     for text in ("KID", "0.0123", "Smaller is better.", "a cat", "both", "U-Net", "<polyline", "seed", "A report"):
         assert text in html
@@ -67,11 +58,6 @@ def test_captions_are_escaped(tmp_path):
 
 def test_a_report_without_curves_has_no_heading_for_them(tmp_path):
     assert "Training curves" not in report(tmp_path, charts={})
-
-
-def test_numbers_have_three_digits():
-    values = {1234.6: "1235", 28.55: "28.6", 0.5: "0.500", 0.00012345: "0.000123", -0.02: "-0.0200", 1: "1.00", 0: "0.00"}
-    assert {value: format_number(value) for value in values} == values
 
 
 def points_of(svg):

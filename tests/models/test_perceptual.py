@@ -102,7 +102,7 @@ def test_loading_draws_no_random_number(squeezenet: Path) -> None:
     [
         ("squeezenet9", ["features.3"], 32, r"perceptual\.arch: torchvision has no classifier 'squeezenet9'"),
         ("squeezenet1_1", ["features.99"], 32, r"perceptual\.layers: squeezenet1_1 has no layer 'features\.99'; it has classifier"),
-        ("squeezenet1_1", ["features.12"], 8, r"pictures of 8 px are too small for features\.12"),
+        ("squeezenet1_1", ["features.12"], 8, r"images of 8 px are too small for features\.12"),
         ("squeezenet1_0", ["features.3"], 32, r"squeezenet\.safetensors does not fit SqueezeNet"),
     ],
 )
@@ -112,7 +112,7 @@ def test_what_does_not_fit_is_refused_by_name(squeezenet: Path, arch: str, layer
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(ValueError, match=r"nowhere\.safetensors is missing"):
+    with pytest.raises(ValueError, match=r"train_vae\.perceptual\.weights: nowhere\.safetensors is missing"):
         torchvision_layers("squeezenet1_1", "nowhere.safetensors", ["features.3"], size=32)
 
 

@@ -18,9 +18,11 @@ from torch import nn
 from torchvision import models
 
 from darkroom.data.shards import ImageShards
-from darkroom.data.toy_cats import toy_cat
+from darkroom.demo.adherence import ADHERENCE
+from darkroom.demo.toy_cats import toy_cat
 from darkroom.diffusion.config import DiffusionConfig
 from darkroom.diffusion.schedule import Schedule
+from darkroom.evaluation.alignment import encode_texts
 from darkroom.evaluation.features import Extractor
 from darkroom.evaluation.glossary import GLOSSARY
 from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
@@ -31,7 +33,7 @@ from darkroom.pixels import to_float
 from darkroom.provenance import read_index, write_index
 from darkroom.sampling import TextToImage
 from darkroom.tracking.tracker import NullTracker
-from stages.evaluate import choose_sources, encode_texts
+from stages.evaluate import choose_sources
 from tests.tiny_run import make_project, run_stage, write_params
 
 CLIP = {"embed_dim": 16, "image_size": 16, "patch_size": 8, "vision_width": 32, "vision_layers": 1,
@@ -191,10 +193,10 @@ def test_prompts_are_held_out_captions_with_those_that_training_never_saw_first(
 
 
 def test_texts_are_encoded_in_their_order_and_equal_ones_equally(project):
-    artist = TextToImage.load(project / "data")
+    clip = ClipTowers.load(project / "data" / "clip")
     texts = ["a pink cat", "a cat", "a pink cat", "a dog"]
-    found = encode_texts(artist, texts, batch_size=2)
-    np.testing.assert_allclose(found, artist.clip.encode_texts(texts).numpy(), rtol=1e-4, atol=1e-5)
+    found = encode_texts(clip, texts, batch_size=2)
+    np.testing.assert_allclose(found, clip.encode_texts(texts).numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(found[0], found[2])
 
 
@@ -210,11 +212,11 @@ def test_two_runs_give_the_same_report_and_batches_do_not_matter(project):
 def test_metrics_are_finite_named_in_the_glossary_and_shown(project):
     metrics = evaluate(project, num_samples=8)
     numbers = {name: value for name, value in metrics.items() if name not in ("num_samples", "features", "eval_key")}
-    assert set(numbers) == set(GLOSSARY)
+    assert set(numbers) == set(GLOSSARY | ADHERENCE)
     assert all(math.isfinite(value) for value in numbers.values())
     assert metrics["num_samples"] == 8
     html = (project / "data" / "report" / "report.html").read_text()
-    for name, meaning in GLOSSARY.values():
+    for name, meaning in (GLOSSARY | ADHERENCE).values():
         assert f"<span>{name}</span><p>{meaning}</p>" in html.replace("&#39;", "'")
     assert read_index(project / "data" / "report")["content"]["eval_key"] == metrics["eval_key"]
 
@@ -252,14 +254,14 @@ def test_the_report_tells_what_it_was_measured_with_and_shows_pictures_and_curve
     metrics = evaluate(project, num_samples=8, num_grid=4)
     html = (project / "data" / "report" / "report.html").read_text()
     unseen = sum(caption not in photos(project, "train").captions for caption in photos(project, "val").captions)
-    samples = f"8, of 8 captions of held-out photos; the captions of {min(unseen, 8)} are not in training"
+    samples = f"8, of 8 captions of held-out photos; {min(unseen, 8)} have a prompt that no training photo has"
     for fact in (
         samples,
         metrics["features"],
         "ddim, 2 trailing steps, guidance scale 2",
         "0 to 7",
         metrics["eval_key"][:12],
-        "held-out photos, each at 3 noise levels and the least one",
+        "held-out photos, each at 3 noise levels and the lowest one",
         "Loss of train_unet",
     ):
         assert fact in html
@@ -324,7 +326,7 @@ def test_distances_can_be_measured_in_the_features_of_a_local_classifier(project
 
 
 def test_too_few_held_out_photos_for_the_neighbours_are_refused_and_leave_no_report(project):
-    with pytest.raises(ValueError, match=r"at least 1001 independent pictures on each side, but there are \d+: hold out"):
+    with pytest.raises(ValueError, match=r"at least 1001 independent images on each side, but there are \d+\. Hold out"):
         evaluate(project, num_samples=8, num_neighbours=1000)
     assert not (project / "data" / "report").exists()
 
@@ -350,7 +352,7 @@ def test_numbers_pictures_and_the_page_go_to_the_tracker(project, monkeypatch):
     recorder = Recorder()
     monkeypatch.setattr("darkroom.stage.stage_run", lambda *_, **__: nullcontext(recorder))
     metrics = evaluate(project, num_samples=8)
-    assert recorder.metrics == {name: metrics[name] for name in GLOSSARY}
+    assert recorder.metrics == {name: metrics[name] for name in GLOSSARY | ADHERENCE}
     assert set(recorder.images) == {"samples", "nearest", "reconstructions", "coats"}
     assert all(image.dtype == np.uint8 for image in recorder.images.values())
     assert recorder.artifacts == ["report.html"]

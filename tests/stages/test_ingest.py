@@ -13,7 +13,7 @@ from darkroom.provenance import hash_json, read_index, write_index
 from darkroom.stage import Stage
 from darkroom.tracking.tracker import JsonlTracker
 from stages.ingest import run
-from tests.data.test_scan import PARAMS, changed, photo, write
+from tests.data.test_doctor import PARAMS, changed, photo, write
 
 
 def ingest(raw: Path, data: Path, params: IngestParams = PARAMS) -> dict:
@@ -165,7 +165,7 @@ def test_photos_without_any_caption_take_the_template_and_the_log_says_so(tmp_pa
     with caplog.at_level(logging.WARNING):
         content = ingest(tmp_path / "raw", tmp_path / "data")
     assert content["captions"] == {"template": 2}
-    assert "no photo has a caption of its own (looked for text_file, metadata, folder): all take the template 'a cat'" in caplog.text
+    assert "no photo has a caption of its own (sources: text_file, metadata, folder); all use the template 'a cat'" in caplog.text
 
 
 def test_real_photos_of_cats_go_through(tmp_path, shared):

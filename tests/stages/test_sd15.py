@@ -21,7 +21,7 @@ from torch import Tensor
 from torchvision.models import squeezenet1_0
 
 from darkroom.cli import main as darkroom
-from darkroom.data.toy_cats import draw_toy_cats
+from darkroom.demo.toy_cats import draw_toy_cats
 from darkroom.params_file import read_yaml
 from tests.interchange.pipelines import make_pipeline
 from tests.tiny_run import run_stage

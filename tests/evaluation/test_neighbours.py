@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from darkroom.evaluation.memorization import memorization
-from darkroom.evaluation.neighbours import nearest, radius
+from darkroom.evaluation.neighbours import memorization, nearest, radius
 
 random = np.random.default_rng(0)
 TRAIN, HELD_OUT, FRESH = (random.normal(size=(count, 6)) for count in (900, 100, 400))

@@ -1,4 +1,4 @@
-"""A pen that fills outlined vector shapes, and the shapes: ellipses, splines, limbs."""
+"""A pen that draws filled vector shapes with outlines, and the shapes: ellipses, splines, limbs."""
 
 import math
 from collections.abc import Sequence
@@ -12,29 +12,29 @@ Points = NDArray[np.float64]  # (N, 2): x to the right, y down, in units of the 
 
 
 def mix(a: Sequence[int], b: Sequence[int], share: float) -> Colour:
-    """`a` with `share` of `b` in it."""
+    """The colour between `a` (share 0) and `b` (share 1)."""
     red, green, blue = (round(x + (y - x) * share) for x, y in zip(a, b, strict=True))
     return red, green, blue
 
 
 class Pen:
-    """Fills shapes given in cat units on a square picture."""
+    """Draws shapes in cat units on a square picture."""
 
     def __init__(self, side: int, *, details: bool) -> None:
         self.image = Image.new("RGB", (side, side))
-        self.details = details  # whiskers and other lines that would only be dirt in a small picture
+        self.details = details  # whiskers and other lines that would look like dirt in a small picture
         self._side = side
         self._draw = ImageDraw.Draw(self.image)
         self._matrix, self._offset, self._scale = np.eye(2), np.zeros(2), 1.0
 
     def place(self, *, x: float, y: float, scale: float, tilt: float, mirrored: bool) -> None:
-        """Cat units from here on: origin at (x, y) of the unit square, turned by `tilt` radians."""
+        """Set the cat units: their origin at (x, y) of the unit square, turned by `tilt` radians."""
         rotation = np.array([[math.cos(tilt), math.sin(tilt)], [-math.sin(tilt), math.cos(tilt)]])  # row vectors
         self._matrix = np.diag([-1.0 if mirrored else 1.0, 1.0]) @ rotation * scale
         self._offset, self._scale = np.array([x, y]), scale
 
     def shapes(self, outlines: Sequence[Points], fill: Colour, line: Colour | None = None, width: float = 0.024) -> None:
-        """Fills shapes as one body: with a `line` around all of them and none between them."""
+        """Draw shapes as one body: with a `line` around all of them and none between them."""
         polygons = [[(float(x), float(y)) for x, y in (points @ self._matrix + self._offset) * self._side] for points in outlines]
         stroke = max(1, round(2 * width * self._scale * self._side))  # px; half of it disappears under the fill
         if line:

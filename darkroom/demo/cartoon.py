@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from darkroom.data.pen import Colour, Pen, Points, ellipse, mix, rectangle, smooth, tube
+from darkroom.demo.pen import Colour, Pen, Points, ellipse, mix, rectangle, smooth, tube
 
 INK = (44, 30, 58)
 WHITE = (255, 255, 255)
 BLUSH = (246, 148, 160)
-LEFT = (-1, 1)  # times a shape of the right side: its mirror image
+LEFT = (-1, 1)  # a shape of the right side times this is its mirror image
 
 
 @dataclass(frozen=True)
 class Look:
-    """All that is drawn, in colours; `sky` runs from top to horizon."""
+    """A cat and its surroundings, with their colours; `sky` is the colour at the top and at the horizon."""
 
     pose: str
     coat: Colour
@@ -31,9 +31,9 @@ class Look:
 
 
 def draw_cat(look: Look, *, size: int, rng: random.Random) -> Image.Image:
-    """One picture of `size` x `size` px, drawn at 8 times the size (4 times from 128 px on) and downsampled by Lanczos.
+    """Draw a picture of `size` x `size` px, at 8 times the size (4 times from 128 px on), and downsample it by Lanczos.
 
-    `rng` decides place, scale, tilt, mirroring and the small differences between two cats of the same look.
+    `rng` chooses position, scale, tilt, mirroring and the small differences between two cats of the same look.
     """
     scale = 8 if size < 128 else 4
     pen = Pen(size * scale, details=size >= 48)
@@ -71,7 +71,7 @@ class Fur:
 
 
 def draw_head(pen: Pen, look: Look, fur: Fur, rng: random.Random, *, x: float, y: float, r: float) -> None:
-    """A head of half-width `r` around (x, y), turned a little, with its hat if it wears one."""
+    """A head of half-width `r` around (x, y), slightly turned, with a hat if the look has one."""
     turn = rng.uniform(-0.1, 0.1)
     rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
 
@@ -221,7 +221,7 @@ def draw_scene(pen: Pen, look: Look, rng: random.Random) -> None:
 
 
 def _hills(pen: Pen, colour: Colour, horizon: float, lifts: tuple[float, float, float], line: Colour | None = None) -> None:
-    """Ground up to `horizon`, waving by `lifts`."""
+    """Ground up to `horizon`, raised by `lifts` at the left, in the middle and at the right."""
     left, middle, right = (horizon - lift for lift in lifts)
     wave = smooth((-0.3, horizon), (0.2, left), (0.7, middle), (1.2, right), (1.4, 1.3), (-0.4, 1.3))
     pen.shapes([wave], colour, line, 0.012)

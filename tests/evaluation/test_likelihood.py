@@ -16,8 +16,8 @@ from torch.distributions import Normal
 from darkroom.diffusion.bound import Bound
 from darkroom.diffusion.denoiser import Denoise, times
 from darkroom.diffusion.schedule import Schedule
+from darkroom.evaluation.likelihood import PhotoBounds, PhotoModel, PixelLikelihood, bound_metrics, photo_bounds, standard_error
 from darkroom.provenance import write_json
-from darkroom.training.likelihood import PhotoBounds, PhotoModel, PixelLikelihood, bound_numbers, photo_bounds, standard_error
 from darkroom.training.vae_objective import DecoderLikelihood
 
 A, S = 0.8, 0.3
@@ -85,7 +85,7 @@ def test_the_bound_of_a_vae_is_tight_with_the_exact_encoder(photos: Tensor) -> N
 def test_the_bound_of_vae_and_denoiser_is_tight_when_both_are_exact(photos: Tensor) -> None:
     """The four timesteps of a photo are an estimate; the number is right within what it says of its own error."""
     of = model()
-    numbers = bound_numbers(of, measure(photos, of), pixel_dims=DIMS, latent_dims=DIMS)
+    numbers = bound_metrics(of, measure(photos, of), pixel_dims=DIMS, latent_dims=DIMS)
     expected = truth(photos) / DIMS / math.log(2) + math.log2(127.5)
     assert numbers["photo_bits_per_dim"] == pytest.approx(expected, abs=min(0.02, 3 * numbers["photo_bits_per_dim_standard_error"]))
     assert numbers["photo_bits_per_dim_standard_error"] < 0.04
@@ -106,8 +106,8 @@ def test_the_bound_of_vae_and_denoiser_is_tight_when_both_are_exact(photos: Tens
     ids=["encoder", "denoiser"],
 )
 def test_what_is_not_exact_makes_the_bound_larger(photos: Tensor, worse: Callable[[Tensor], list[PhotoBounds]]) -> None:
-    best = bound_numbers(model(), measure(photos, model()), pixel_dims=DIMS, latent_dims=DIMS)["photo_bits_per_dim"]
-    assert bound_numbers(model(), worse(photos), pixel_dims=DIMS, latent_dims=DIMS)["photo_bits_per_dim"] > best + 0.01
+    best = bound_metrics(model(), measure(photos, model()), pixel_dims=DIMS, latent_dims=DIMS)["photo_bits_per_dim"]
+    assert bound_metrics(model(), worse(photos), pixel_dims=DIMS, latent_dims=DIMS)["photo_bits_per_dim"] > best + 0.01
 
 
 def test_a_photo_has_the_same_bound_in_any_batch(photos: Tensor) -> None:
@@ -126,8 +126,8 @@ def test_bits_of_black_and_white_pixels_know_no_distance_between_values() -> Non
     half = torch.full((2,), DIMS * math.log(2), dtype=torch.float64)
     zero = torch.zeros(2, dtype=torch.float64)
     parts = [PhotoBounds(nll=half, kl=zero, entropy=zero, latents=Bound(zero, zero, zero))]
-    assert bound_numbers(model("bernoulli"), parts, pixel_dims=DIMS, latent_dims=DIMS)["vae_bits_per_dim"] == pytest.approx(1)
-    assert bound_numbers(model(), parts, pixel_dims=DIMS, latent_dims=DIMS)["vae_bits_per_dim"] == pytest.approx(1 + math.log2(127.5))
+    assert bound_metrics(model("bernoulli"), parts, pixel_dims=DIMS, latent_dims=DIMS)["vae_bits_per_dim"] == pytest.approx(1)
+    assert bound_metrics(model(), parts, pixel_dims=DIMS, latent_dims=DIMS)["vae_bits_per_dim"] == pytest.approx(1 + math.log2(127.5))
 
 
 @pytest.mark.parametrize(("likelihood", "scale"), [("gaussian", 0.1), ("bernoulli", None)])

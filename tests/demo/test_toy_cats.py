@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from darkroom.data.toy_cats import (
+from darkroom.demo.adherence import coat_colour, prompt_adherence
+from darkroom.demo.toy_cats import (
     ACCESSORIES,
     BACKGROUNDS,
     COATS,
@@ -19,7 +20,6 @@ from darkroom.data.toy_cats import (
     parse_caption,
     toy_cat,
 )
-from darkroom.evaluation.alignment import coat_colour, prompt_adherence
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -129,7 +129,7 @@ def test_drawing_the_same_set_again_changes_nothing_and_completes_what_is_missin
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"num_cats": 3}, "'cat-000003.png', which is not part"),
+        ({"num_cats": 3}, "'cat-000003.png', which does not belong"),
         ({"num_cats": 5}, "metadata.jsonl of another set"),
         ({"seed": 1}, "metadata.jsonl of another set"),
         ({"size": 24}, "a different cat-000000.png"),
@@ -146,7 +146,7 @@ def test_another_set_in_the_same_folder_is_refused_and_left_alone(tmp_path, requ
 
 def test_a_folder_with_photos_is_refused_and_left_alone(tmp_path):
     (tmp_path / "mimi.jpg").write_bytes(b"photo")
-    with pytest.raises(ValueError, match=r"already holds 'mimi\.jpg'.*Nothing was changed: name another folder"):
+    with pytest.raises(ValueError, match=r"already contains 'mimi\.jpg'.*Nothing was changed: name another folder"):
         draw_toy_cats(tmp_path, num_cats=2, size=16, seed=0)
     assert files_of(tmp_path) == {"mimi.jpg": b"photo"}
 

@@ -1,4 +1,4 @@
-"""A captioned set of cartoon cats: the demo's photos, made where it runs, and obedience to the prompt can be measured."""
+"""The toy data set: cartoon cats with captions. Their coat colours can be measured, and so how well a model follows its prompts."""
 
 import io
 import json
@@ -6,11 +6,11 @@ import random
 import re
 from pathlib import Path
 
-from darkroom.data.cartoon import INK, Look, draw_cat
-from darkroom.data.pen import Colour
+from darkroom.demo.cartoon import INK, Look, draw_cat
+from darkroom.demo.pen import Colour
 from darkroom.progress import progress
 
-# Coats are far from each other and from all that is drawn around a cat, so that pixels tell which one it is at 32 px.
+# Coats differ from each other and from everything else in the picture, so that pixels show which one it is even at 32 px.
 COATS: dict[str, Colour] = {
     "black": (44, 42, 52),
     "white": (250, 250, 250),
@@ -45,7 +45,7 @@ ACCESSORY_PHRASES = {
     "ball": ", with a ball",
 }
 BACKGROUND_PHRASES = {"meadow": "in a meadow", "beach": "on the beach", "night": "at night", "sunset": "at sunset", "room": "in a room"}
-OTHER_COLOURS: list[Colour] = [  # all that is drawn and is no coat
+OTHER_COLOURS: list[Colour] = [  # everything that is drawn, except the coats
     *(colour for colours in BACKGROUNDS.values() for colour in colours),
     *(colour for name, colour in ACCESSORIES.items() if name != "none"),
     *EYES.values(),
@@ -63,7 +63,7 @@ def caption_of(attributes: dict[str, str]) -> str:
 
 
 def parse_caption(text: str) -> dict[str, str] | None:
-    """The attributes that `caption_of` made `text` of; None for any other text."""
+    """The attributes from which `caption_of` made `text`; None for any other text."""
 
     def one_of(name: str, words: dict[str, str] | tuple[str, ...] | dict[str, Colour]) -> str:
         return f"(?P<{name}>{'|'.join(re.escape(word) for word in words)})"
@@ -82,7 +82,7 @@ def parse_caption(text: str) -> dict[str, str] | None:
 
 
 def toy_cat(index: int, *, size: int, seed: int) -> tuple[bytes, dict[str, str]]:
-    """Picture `index` of the set `seed` as PNG bytes, and its attributes. It does not depend on the size of the set."""
+    """Picture number `index` of the set `seed` as PNG bytes, and its attributes. It does not depend on the number of pictures."""
     rng = random.Random(f"toy cat {index} of set {seed}")
     attributes = _choose(rng)
     top, horizon, ground = BACKGROUNDS[attributes["background"]]
@@ -102,16 +102,16 @@ def toy_cat(index: int, *, size: int, seed: int) -> tuple[bytes, dict[str, str]]
 
 
 def draw_toy_cats(folder: Path, *, num_cats: int, size: int, seed: int) -> None:
-    """Fills `folder` with `num_cats` PNG pictures of `size` px and a metadata.jsonl (file_name, text, one column an attribute).
+    """Fill `folder` with `num_cats` PNG pictures of `size` px and a metadata.jsonl (file_name, text, one column per attribute).
 
-    The same arguments give the same bytes. A folder that holds (part of) this very set is completed, any other that is
-    not empty is refused; nothing is overwritten or deleted.
+    The same arguments give the same bytes. A folder with a part of this set is completed; a folder with anything else is
+    refused. Nothing is overwritten or deleted.
 
     Raises:
-        ValueError: `num_cats` or `size` is too small, or the folder holds something else.
+        ValueError: `num_cats` or `size` is too small, or the folder contains something else.
     """
     if num_cats < 1 or size < 16:
-        raise ValueError(f"A set of toy cats needs at least 1 cat of at least 16 px; asked for {num_cats} of {size} px.")
+        raise ValueError(f"A set of toy cats needs at least 1 cat of at least 16 px, got {num_cats} of {size} px.")
     names = [f"cat-{index:06d}.png" for index in range(num_cats)]
     lines = [_metadata_line(name, _choose(random.Random(f"toy cat {index} of set {seed}"))) for index, name in enumerate(names)]
     metadata = "".join(lines).encode()
@@ -137,17 +137,17 @@ def _refuse_other_content(folder: Path, names: list[str], metadata: bytes) -> No
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder for the toy cats.")
     found = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    strangers = sorted(found - {*names, METADATA})
-    if strangers:
-        raise ValueError(_refusal(folder, f"{strangers[0]!r}"))
+    unexpected = sorted(found - {*names, METADATA})
+    if unexpected:
+        raise ValueError(_refusal(folder, f"{unexpected[0]!r}"))
     if METADATA in found and (folder / METADATA).read_bytes() != metadata:
         raise ValueError(_refusal(folder, f"a {METADATA} of another set"))
 
 
 def _refusal(folder: Path, what: str) -> str:
     return (
-        f"{folder} already holds {what}, which is not part of the toy cats asked for. Nothing was changed: "
-        "name another folder, or move what is in this one away first."
+        f"{folder} already contains {what}, which does not belong to these toy cats. Nothing was changed: "
+        "name another folder, or move the content of this one away first."
     )
 
 

@@ -1,29 +1,33 @@
-"""How well the trained models know photos: bounds on -log p(photo | caption), from the VAE alone and together with the U-Net.
+"""Likelihood of held-out photos: upper bounds on -log p(photo | caption) by the VAE alone, and by VAE and U-Net together.
 
-Of the VAE alone, whose latents z have the prior N(0, 1), it is the evidence lower bound (Kingma & Welling 2014, equation 3). With the
-U-Net's model of the latents in the place of that prior (Vahdat et al. 2021, equation 6),
+For the VAE alone, whose latents z have the prior N(0, 1), it is the evidence lower bound (Kingma & Welling 2014, equation 3). With the
+U-Net's distribution of the latents in place of that prior (Vahdat et al. 2021, equation 6),
 
-    -log p(x) <= E[-log p(x | z)] - H(q(z | x)) + E[bound of the normalised z] - dims log(scaling factor),
+    -log p(x) <= E[-log p(x | z)] - H(q(z | x)) + E[bound of the normalised z] - dims log(scaling factor).
 
-the last for the change of variables from z to its normalised form.
+The last term is the change of variables from z to its normalised form.
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from darkroom.data.shards import ImageShards
 from darkroom.diffusion.bound import Bound, bits_per_dim, spread_timesteps, timestep_probabilities, variational_bound
 from darkroom.diffusion.denoiser import Denoise
 from darkroom.diffusion.schedule import Schedule
 from darkroom.models.autoencoder import AutoencoderKL
+from darkroom.pixels import to_float
 from darkroom.training.draws import normal
 from darkroom.training.losses import kl_divergence, negative_log_likelihood
 
+MAX_PHOTOS = 128  # held-out photos whose likelihood is bounded
+NUM_TIMESTEPS = 3  # noise levels of the chain that are evaluated for each photo; they differ between photos
 LIKELIHOOD = "likelihood.json"
 LEVELS_A_UNIT = 127.5  # of 8-bit pixels in [-1, 1]
 
@@ -37,10 +41,10 @@ class PixelLikelihood:
 
     @classmethod
     def load(cls, vae: Path) -> "PixelLikelihood":
-        """From the folder of a VAE that train_vae wrote.
+        """Read the folder of a VAE that train_vae wrote.
 
         Raises:
-            ValueError: the folder does not say.
+            ValueError: the file is missing.
         """
         if not (vae / LIKELIHOOD).is_file():
             raise ValueError(f"{vae} has no {LIKELIHOOD}: it is not the folder of a VAE that train_vae wrote. Run `dvc repro`.")
@@ -49,16 +53,16 @@ class PixelLikelihood:
 
 @dataclass(frozen=True)
 class PhotoModel:
-    """All that a photo's bound needs beside the U-Net."""
+    """What a photo's bound needs besides the denoiser."""
 
     vae: AutoencoderKL
     pixels: PixelLikelihood
-    schedule: Schedule  # that of the U-Net
+    schedule: Schedule  # the U-Net's
 
 
 @dataclass(frozen=True)
 class PhotoBounds:
-    """Nats a photo, float64 (B,) each, on the CPU."""
+    """Nats per photo, float64 (B,) each, on the CPU."""
 
     nll: Tensor  # -log p(x | z) of one draw of z
     kl: Tensor  # KL(q(z | x) || N(0, 1))
@@ -76,6 +80,27 @@ class PhotoBounds:
 
 
 @torch.no_grad()
+def likelihood_metrics(
+    model: PhotoModel,
+    denoiser_for: Callable[[Sequence[str]], Denoise],  # captions -> D(x, sigma) of normalised latents, without guidance
+    held_out: ImageShards,
+    *,
+    latent_dims: int,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+) -> dict[str, float]:
+    """Bounds on the likelihood of the first `MAX_PHOTOS` held-out photos, given their captions."""
+    num = min(len(held_out), MAX_PHOTOS)
+    parts = []
+    for rows in (range(start, min(start + batch_size, num)) for start in range(0, num, batch_size)):
+        denoise = denoiser_for(held_out.captions[rows.start : rows.stop])
+        images = to_float(held_out.images(rows)).to(device)
+        parts.append(photo_bounds(model, denoise, images, seed=seed, positions=rows, num_positions=num, num_timesteps=NUM_TIMESTEPS))
+    return bound_metrics(model, parts, pixel_dims=3 * held_out.size**2, latent_dims=latent_dims)
+
+
+@torch.no_grad()
 def photo_bounds(
     model: PhotoModel, denoise: Denoise, images: Tensor, *, seed: int, positions: range, num_positions: int, num_timesteps: int
 ) -> PhotoBounds:
@@ -86,9 +111,9 @@ def photo_bounds(
         denoise: D(x, sigma) of normalised latents, given the captions of these photos.
         images: (B, 3, H, W) in [-1, 1].
         seed: of the noise.
-        positions: the numbers of these photos, of `num_positions` that are looked at.
+        positions: the numbers of these photos, of `num_positions` that are measured.
         num_positions: see `spread_timesteps`.
-        num_timesteps: noise levels of the chain at which each photo is looked at.
+        num_timesteps: noise levels of the chain that are evaluated for each photo.
     """
     vae, schedule, pixels = model.vae, model.schedule, model.pixels
     mean, std = vae.encode(images)
@@ -111,11 +136,11 @@ def photo_bounds(
     return PhotoBounds(nll.cpu().double(), kl.cpu().double(), entropy.cpu().double(), latents)
 
 
-def bound_numbers(model: PhotoModel, parts: Sequence[PhotoBounds], *, pixel_dims: int, latent_dims: int) -> dict[str, float]:
-    """Means over photos, as metrics.json names them.
+def bound_metrics(model: PhotoModel, parts: Sequence[PhotoBounds], *, pixel_dims: int, latent_dims: int) -> dict[str, float]:
+    """Means over photos, under their names in metrics.json.
 
-    Bits of pixels are those of 8-bit pixels: the density of a value times the distance to the next one stands for its probability.
-    A Bernoulli likelihood is one of black or white, so that there is no distance.
+    Bits are those of 8-bit pixels: the probability of a value is its density times the distance to the next value. A Bernoulli
+    likelihood is already a probability, of black or white, so there is no distance.
     """
     bin_bits = 0.0 if model.pixels.likelihood == "bernoulli" else math.log2(LEVELS_A_UNIT)
     together = torch.cat([part.together(latent_dims, model.vae.config.scaling_factor) for part in parts])
@@ -132,9 +157,9 @@ def bound_numbers(model: PhotoModel, parts: Sequence[PhotoBounds], *, pixel_dims
 
 
 def standard_error(values: Tensor) -> float:
-    """Of the mean of values (B,) whose timesteps are spread over the photos: from the differences of neighbours.
+    """Standard error of the mean of values (B,) whose timesteps are spread over the photos: from the differences of neighbours.
 
-    Neighbours are looked at at nearly the same timesteps and are as different as any two photos otherwise; the spread of all values would
-    count the terms' dependence on time as chance (Wolter 2007, chapter 8).
+    Neighbours have nearly the same timesteps and otherwise differ as much as any two photos. The spread of all values would count
+    their dependence on time as chance (Wolter 2007, chapter 8).
     """
     return float((values.diff().square().mean() / (2 * len(values))).sqrt())
