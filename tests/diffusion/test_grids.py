@@ -5,10 +5,10 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from darkroom.config import SamplerParams
 from darkroom.diffusion.grids import MOST_NOISE, SPACINGS, sigma_grid
 from darkroom.diffusion.samplers import SAMPLERS
 from darkroom.diffusion.schedule import KINDS, Schedule
+from darkroom.param_groups import SamplerParams
 
 ENDS = {"beta_start": 1e-4, "beta_end": 0.02}
 LINEAR = Schedule.make("linear", 1000, **ENDS)
