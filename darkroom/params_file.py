@@ -55,10 +55,7 @@ def load_params(path: Path) -> dict[str, Section]:
     Raises:
         ValueError: an unknown key (with the nearest known one), a missing key, a value out of range.
     """
-    if not path.is_file():
-        raise ValueError(f"{path} is missing. Make it: `darkroom params > {path}`, or `darkroom params PRESET > {path}`.")
-    content = read_yaml(path)
-    refuse_unknown_keys(content, path)
+    content = read_params(path)
     if missing := list(_missing_keys(content, SECTIONS)):
         names = ", ".join(f"`{name}`" if "." in name else f"section `{name}`" for name in missing)
         if path.parent.name == PRESETS.name:
@@ -67,21 +64,36 @@ def load_params(path: Path) -> dict[str, Section]:
     return checked(content, path)
 
 
+def read_params(path: Path) -> dict[str, Any]:
+    """The content of a params.yaml that has no unknown key, but may lack some.
+
+    Raises:
+        ValueError: the file is missing or not YAML, or has an unknown key (with the nearest known one).
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing. Make it: `darkroom params > {path}`, or `darkroom params PRESET > {path}`.")
+    content = read_yaml(path)
+    _refuse_unknown_keys(content, path)
+    return content
+
+
+def preset_path(preset: str) -> Path:
+    """The file of a preset: a name in the folder presets/, or the path itself."""
+    return Path(preset) if preset.endswith(".yaml") else PRESETS / f"{preset}.yaml"
+
+
 def read_preset(preset: str) -> dict[str, Any]:
     """What a preset changes of the defaults: section -> keys.
-
-    Args:
-        preset: a name in the folder presets/, or the path of a file.
 
     Raises:
         ValueError: the preset is not found, or has an unknown key or a value out of range.
     """
-    path = Path(preset) if preset.endswith(".yaml") else PRESETS / f"{preset}.yaml"
+    path = preset_path(preset)
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in PRESETS.glob("*.yaml"))) or f"none: {PRESETS.absolute()} is empty or missing"
         raise ValueError(f"Preset {path} not found; presets here: {known}.")
     content = read_yaml(path)
-    refuse_unknown_keys(content, path)
+    _refuse_unknown_keys(content, path)
     checked(merged(defaults(), content), path)
     return content
 
@@ -123,7 +135,7 @@ def inner_section(known: Any) -> type[Section] | None:
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
-def refuse_unknown_keys(content: Mapping[str, Any], path: Path, known: Mapping[str, Any] = SECTIONS, prefix: str = "") -> None:
+def _refuse_unknown_keys(content: Mapping[str, Any], path: Path, known: Mapping[str, Any] = SECTIONS, prefix: str = "") -> None:
     """
     Raises:
         ValueError: a key that is no parameter, with the nearest one that is.
@@ -134,7 +146,7 @@ def refuse_unknown_keys(content: Mapping[str, Any], path: Path, known: Mapping[s
             hint = f"did you mean `{prefix}{near[0]}`?" if near else f"known here: {', '.join(known)}."
             raise ValueError(f"{path}: `{prefix}{key}` is not a parameter; {hint}")
         if isinstance(value, Mapping) and (inner := inner_section(known[key])):
-            refuse_unknown_keys(value, path, inner.model_fields, prefix=f"{prefix}{key}.")
+            _refuse_unknown_keys(value, path, inner.model_fields, prefix=f"{prefix}{key}.")
 
 
 def _missing_keys(content: Mapping[str, Any], known: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -22,7 +22,7 @@ HEADER = f"""\
 # parameters of a newer version of Darkroom: `darkroom params [PRESET] --update params.yaml`
 """
 COMMENT_COLUMN = 32
-PLAIN = re.compile(r"[A-Za-z_][\w./@+-]*(?:(?: |::?)[\w./@+-]+)*")  # a text that needs no quotes, unless it is one of these words
+PLAIN = re.compile(r"[A-Za-z_][\w./@+-]*(?: [\w./@+-]+)*")  # a text that needs no quotes, unless it is one of these words
 WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
 
 

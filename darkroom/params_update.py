@@ -9,20 +9,18 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
-from darkroom.params_file import checked, parse_yaml, read_yaml, refuse_unknown_keys
-from darkroom.params_text import Entry, as_text, entries
+from darkroom.params_file import checked, defaults, merged, parse_yaml, preset_path, read_params, read_preset
+from darkroom.params_text import COMMENT_COLUMN, Entry, as_text, entries
 from darkroom.provenance import replacing
 
-MADE_BY = re.compile(r"^(# .*Made by `)darkroom params[^`]*", re.MULTILINE)
+MADE_BY = re.compile(r"^(# .*Made by `darkroom params)([^`]*)", re.MULTILINE)
 
 
-def update_file(path: Path, changes: Mapping[str, Any], *, command: str) -> list[str]:
-    """Add the parameters that the file lacks, with default and comment, and set `changes`.
+def update_file(path: Path, preset: str | None = None) -> list[str]:
+    """Add the parameters that a params.yaml lacks, with default and comment, and set the values of a preset.
 
-    Args:
-        path: a params.yaml.
-        changes: section -> keys that a preset sets; everything else keeps its value.
-        command: what the header names as the origin of the file, if there are changes.
+    Values of the preset that its header names, and that the new one does not set, become the defaults again. All other values of
+    the file are its user's and stay.
 
     Returns:
         one line per change, and one per value of the file that differs from the preset's.
@@ -30,19 +28,39 @@ def update_file(path: Path, changes: Mapping[str, Any], *, command: str) -> list
     Raises:
         ValueError: the file is missing or not YAML, has an unknown key, or would have a value out of range; it is left as it is.
     """
-    content = read_yaml(path)
-    refuse_unknown_keys(content, path)
+    content = read_params(path)
     text = path.read_text(encoding="utf-8")
     text += "" if text.endswith("\n") else "\n"
+    changes = {} if preset is None else merged(_left_behind(text, content), read_preset(preset))
     revision = Revision(text, content, changes, path)
     new = revision.result()
-    if changes:
-        new = MADE_BY.sub(lambda found: found[1] + command, new, count=1)
+    if preset is not None:
+        new = MADE_BY.sub(lambda found: f"{found[1]} {preset}", new, count=1)
     checked(parse_yaml(new, path), path)
     if new != text:
         with replacing(path) as tmp:
             tmp.write_text(new, encoding="utf-8")
-    return [*revision.report, *(revision.kept if changes else [])]
+    return [*revision.report, *([] if preset is None else revision.kept)]
+
+
+def _left_behind(text: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults of the values that the preset in the header of the file has set."""
+    found = MADE_BY.search(text)
+    former = found[2].strip() if found else ""
+    if not former or not preset_path(former).is_file():
+        return {}
+    return _defaults_where(read_preset(former), content, defaults())
+
+
+def _defaults_where(former: Mapping[str, Any], content: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults of the keys at which the file still has the value of the former preset."""
+    result: dict[str, Any] = {}
+    for key, value in former.items():
+        if isinstance(value, Mapping) and isinstance(content.get(key), Mapping):
+            result[key] = _defaults_where(value, content[key], default[key])
+        elif content.get(key) == value:
+            result[key] = default[key]
+    return result
 
 
 @dataclass
@@ -74,36 +92,36 @@ class Revision:
             where = ".".join(here[0].keys[:-1])
             raise ValueError(f"{self.path}: `{where}` must map parameters to their values; found {content!r}.")
         nodes = {key.value: (key, value) for key, value in mapping.value}
-        before: Node | None = None
+        before: tuple[Node, Node] | None = None
         for entry in here:
             key, inner = entry.keys[-1], [other for other in below if other.keys[:depth] == entry.keys and other is not entry]
             if key not in nodes:
                 self._add(mapping, before, [entry, *inner])
                 continue
-            before = nodes[key][1]
+            before = nodes[key]
             if entry.is_group:
-                self._revise(before, content[key], changes.get(key, {}), inner)
+                self._revise(before[1], content[key], changes.get(key, {}), inner)
             elif content[key] != entry.value:
                 self._differs(entry, before, content[key], is_set=key in changes)
 
-    def _differs(self, entry: Entry, node: Node, old: Any, *, is_set: bool) -> None:
+    def _differs(self, entry: Entry, line: tuple[Node, Node], old: Any, *, is_set: bool) -> None:
         new = as_text(entry.value)
         if not is_set:
             self.kept.append(f"{entry.name}: {as_text(old)} kept; the preset has {new}")
             return
         self.report.append(f"{entry.name}: {as_text(old)} -> {new}")
-        start, end = node.start_mark.index, _end(node)
-        if isinstance(node, SequenceNode) and not node.flow_style:  # its lines become one
-            start = self.text.rindex(":", 0, start) + 1
-        if self.text[start - 1] == ":":  # so too where nothing stands for null
-            new = " " + new
-        gap = re.match(r" +(?=#)", self.text[end:])
-        if gap:  # the comment stays in its column
-            new += " " * max(2, end - start + len(gap[0]) - len(new))
+        start, end = self._span(*line)
+        new = " " + new
+        if gap := re.match(r" +(?=#)", self.text[end:]):  # the comment stays in its column, or returns to it
+            column = COMMENT_COLUMN if len(gap[0]) <= 2 else self._column(end) + len(gap[0])
+            new += " " * max(2, column - self._column(start) - len(new))
             end += len(gap[0])
         self.edits.append((start, end, new))
 
-    def _add(self, mapping: MappingNode, before: Node | None, added: list[Entry]) -> None:
+    def _column(self, index: int) -> int:
+        return index - self.text.rfind("\n", 0, index) - 1
+
+    def _add(self, mapping: MappingNode, before: tuple[Node, Node] | None, added: list[Entry]) -> None:
         self.report += [f"{entry.name}: added, {as_text(entry.value)}" for entry in added if not entry.is_group]
         if mapping.flow_style:
             raise ValueError(
@@ -113,13 +131,16 @@ class Revision:
         first = mapping.value[0][0].start_mark  # of a key: a mapping of lines is never empty
         depth = len(added[0].keys)
         lines = [entry.line(first.column + 2 * (len(entry.keys) - depth)) + "\n" for entry in added]
-        at = first.index - first.column if before is None else self.text.index("\n", _end(before)) + 1
+        at = first.index - first.column if before is None else self.text.index("\n", self._span(*before)[1]) + 1
         self.edits.append((at, at, ("\n" if depth == 1 else "") + "".join(lines)))
 
-
-def _end(node: Node) -> int:
-    """Where the value ends; a block ends with its last value, not with the comments behind it."""
-    while isinstance(node, MappingNode | SequenceNode) and not node.flow_style and node.value:
-        last = node.value[-1]
-        node = last[1] if isinstance(last, tuple) else last
-    return int(node.end_mark.index)
+    def _span(self, key: Node, value: Node) -> tuple[int, int]:
+        """From behind the colon to the end of the value; a block ends with its last value, not with the comments behind it."""
+        start = self.text.index(":", key.end_mark.index) + 1
+        while isinstance(value, MappingNode | SequenceNode) and not value.flow_style and value.value:
+            last = value.value[-1]
+            if isinstance(last, tuple):
+                return start, self._span(*last)[1]
+            value = last
+        is_empty = value.start_mark.index == value.end_mark.index  # its place is then that of the next value
+        return start, start if is_empty else value.end_mark.index

@@ -30,11 +30,9 @@ def params(
 
     if schema:
         print(schema_text(), end="")
-        return
-    changes = {} if preset is None else read_preset(preset)
-    command = " ".join(["darkroom params", *([] if preset is None else [preset])])
-    if update is None:
-        print(params_text(changes, command=command), end="")
-        return
-    lines = update_file(update, changes, command=command)
-    print("\n".join(lines or [f"{update} is up to date."]))
+    elif update is not None:
+        print("\n".join(update_file(update, preset) or [f"{update} is up to date."]))
+    elif preset is None:
+        print(params_text({}, command="darkroom params"), end="")
+    else:
+        print(params_text(read_preset(preset), command=f"darkroom params {preset}"), end="")
