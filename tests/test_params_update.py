@@ -101,8 +101,11 @@ def test_a_value_that_the_user_changed_after_a_preset_survives_the_next_one(file
 
 
 def test_a_preset_that_is_gone_leaves_its_values(file: Path) -> None:
-    edit(file, ("Made by `darkroom params`", "Made by `darkroom params gone`"), ("    rank: 0 ", "    rank: 0  # ..."))
-    assert "train_unet.lr: 1e-3 -> 5e-4" in update_file(file, "photos-64-cpu")
+    mine = file.parent / "mine.yaml"
+    mine.write_text("train_vae: {lr: 7e-3}\n")
+    update_file(file, str(mine))
+    mine.unlink()
+    assert "train_vae.lr: 7e-3 kept; the preset has 2e-3" in update_file(file, "toy-quick")
 
 
 @pytest.mark.parametrize(
