@@ -105,7 +105,9 @@ class TrainClipParams(TrainingParams):
     batch_size: BatchSize = 128
     weight_decay: WeightDecay = 0.1
     val_every: ValEvery = 100
-    mode: choices.ClipMode = Field("scratch", description="New weights, or the weights of `pretrained`, trained further or as they are")
+    mode: choices.ClipMode = Field(
+        "scratch", description="scratch = new weights; finetune = train those of `pretrained`; pretrained = use them as they are"
+    )
     pretrained: str = Field(
         "", description='ViT-B-32::laion2b_s34b_b79k, ViT-B-32::weights.safetensors, hf-hub:OWNER/NAME or a folder; "" with mode: scratch'
     )
@@ -169,7 +171,7 @@ class CacheLatentsParams(Section):
     batch_size: PositiveInt = Field(64, description="Images per batch")
     flip: bool = Field(True, description="Cache the mirrored image too; training draws one of the two")
     precision: Precision = "auto"
-    samples_per_shard: PositiveInt = Field(1000, description="Largest average number of photos per shard")
+    samples_per_shard: PositiveInt = Field(1000, description="Largest average number of photos, or of captions, per shard")
 
 
 class TrainUnetParams(TrainingParams):

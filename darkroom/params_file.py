@@ -163,4 +163,5 @@ def _sentence(item: Any, prefix: str) -> str:
     where = ".".join([prefix, *(str(part) for part in item["loc"])])
     if item["type"] == "value_error":
         return f"`{where}`: {item['ctx']['error']}"
-    return f"`{where}` is {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+    message = item["msg"].replace("Input should", "it must").replace("should", "must")
+    return f"`{where}` is {item['input']!r}: {message[0].lower()}{message[1:]}"

@@ -77,7 +77,7 @@ def test_a_preset_is_found_by_its_name_or_path(tmp_path: Path, monkeypatch: pyte
     ("text", "message"),
     [
         ("ingest: {sid: 64}", "`ingest.sid` is not a parameter; did you mean `ingest.side`?"),
-        ("ingest: {side: 1}", "`ingest.side` is 1: input should be greater than or equal to 16"),
+        ("ingest: {side: 1}", "`ingest.side` is 1: it must be greater than or equal to 16"),
         ("train_vae: {batch_size: 3, gradient_accumulation: 2}", "`train_vae`: batch_size (3) must be a multiple"),
     ],
 )

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from darkroom import choices
 from darkroom.cli.params import params
 from darkroom.config import SECTIONS
-from darkroom.params_file import defaults, load_params, parse_yaml, read_preset
+from darkroom.params_file import defaults, load_params, merged, parse_yaml, read_preset
 from darkroom.params_text import SCHEMA, as_text, entries, params_text, schema_text
 from docs.write_parameters import generated, with_table
 
@@ -118,6 +118,17 @@ def test_the_schema_knows_every_parameter_with_description_default_and_choices()
         if not entry.is_group:
             assert node["default"] == entry.value, parent
     assert properties(properties(schema)["train_vae"])["likelihood"]["enum"] == list(get_args(choices.Likelihood))
+
+
+def test_an_editor_with_the_schema_accepts_the_project_and_underlines_mistakes() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    validator = jsonschema.Draft202012Validator(json.loads(schema_text()))
+    assert list(validator.iter_errors(defaults())) == []
+    wrong = merged(defaults(), {"ingest": {"side": "32", "sid": 1}, "train_unet": {"schedule": {"kind": "cosin"}}})
+    del wrong["evaluate"]["seed"]
+    words = sorted(error.message for error in validator.iter_errors(wrong))
+    assert len(words) == 4
+    assert all(any(part in word for word in words) for part in ("'32'", "'sid'", "'cosin'", "'seed' is a required"))
 
 
 def test_the_command_prints_defaults_a_preset_or_the_schema(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
