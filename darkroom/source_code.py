@@ -24,7 +24,7 @@ from darkroom.provenance import hash_json, replacing, write_json
 
 ROOT = Path(darkroom.__file__).resolve().parents[1]
 PACKAGES = ("darkroom", "stages")
-PARAMETERS, SECTIONS = "darkroom.config", "SECTIONS"
+PARAMETERS, SECTIONS = ("darkroom.config", "darkroom.param_groups"), "SECTIONS"
 WATCHING = (
     *("darkroom.previews", "darkroom.progress", "darkroom.source_code", "darkroom.tracking"),
     *(f"darkroom.tracking.{name}" for name in ("lineage", "mlflow_tracker", "runs", "store", "tracker")),
@@ -40,7 +40,7 @@ def code_identity(stage: str) -> dict[str, str]:
     """`module:definition` -> hash of its syntax tree, for everything of ours that the stage reaches."""
     found: dict[str, str] = {}
     seen: set[Use] = set()
-    waiting = [(f"stages.{stage}", EVERYTHING), *load_module(PARAMETERS).section(stage)]
+    waiting = [(f"stages.{stage}", EVERYTHING), *load_module(PARAMETERS[0]).section(stage)]
     while waiting:
         use = waiting.pop()
         if use in seen or use[0] in WATCHING:
@@ -68,7 +68,7 @@ class Module:
         self._sections: dict[str, str] = {}  # of the parameters: stage -> class
         self._fields: dict[str, list[ast.expr]] = {}  # class of parameters -> the types of its fields
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        if name == PARAMETERS:
+        if name in PARAMETERS:
             self._set_parameters_apart(tree)
         for statement in Readable().visit(tree).body:
             if isinstance(statement, ast.Import | ast.ImportFrom):
@@ -110,8 +110,11 @@ class Module:
     def reached_from(self, name: str) -> Iterator[Use]:
         """What the definition uses; for an imported name, where it comes from."""
         yield from self.imports.values() if name == EVERYTHING else [self.imports[name]] if name in self.imports else []
-        for node in (node for bound in self.defined(name) for node in [*self.bindings[bound], *self._fields.get(bound, [])]):
-            yield from self._used(node)
+        for bound in self.defined(name):
+            for statement in self.bindings[bound]:
+                yield from self._used(statement)
+            for field_type in self._fields.get(bound, []):
+                yield from (use for use in self._used(field_type) if use[0] in PARAMETERS)  # groups of parameters, not choices
 
     def _used(self, node: ast.AST) -> Iterator[Use]:
         match node:

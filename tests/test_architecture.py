@@ -15,15 +15,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = ("darkroom", "stages", "flows")
 GROUND = (
-    *("darkroom.choices", "darkroom.config", "darkroom.device", "darkroom.pages", "darkroom.params_file", "darkroom.pixels"),
-    *("darkroom.progress", "darkroom.provenance"),
+    *("darkroom.choices", "darkroom.config", "darkroom.device", "darkroom.pages", "darkroom.param_groups", "darkroom.params_file"),
+    *("darkroom.pixels", "darkroom.progress", "darkroom.provenance"),
 )
 
 # room -> what of ours it may import beside itself; the longest name that fits a module counts
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "darkroom": (),  # what stands in no room: the ground floor imports nothing of ours
-    "darkroom.config": ("darkroom.choices",),
-    "darkroom.params_file": ("darkroom.config",),
+    "darkroom.param_groups": ("darkroom.choices",),
+    "darkroom.config": ("darkroom.choices", "darkroom.param_groups"),
+    "darkroom.params_file": ("darkroom.config", "darkroom.param_groups"),
+    "darkroom.params_text": ("darkroom.config", "darkroom.param_groups", "darkroom.params_file"),
+    "darkroom.params_update": ("darkroom.params_file", "darkroom.params_text", "darkroom.provenance"),
     "darkroom.source_code": ("darkroom.provenance",),
     "darkroom.models": GROUND,
     "darkroom.diffusion": GROUND,
@@ -45,6 +48,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *GROUND,
         *("darkroom.sampling", "darkroom.interchange", "darkroom.tracking", "darkroom.data", "darkroom.evaluation", "darkroom.demo"),
     ),
+    "darkroom.cli.params": ("darkroom.params_file", "darkroom.params_text", "darkroom.params_update"),
     "stages": ("darkroom",),
     "flows": ("darkroom.config",),
 }
@@ -57,7 +61,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "webdataset": ("darkroom.data",),
     "open_clip": ("darkroom.models.clip",),
     "accelerate": ("darkroom.training", "stages"),
-    "ruamel": ("darkroom.params_file",),
+    "ruamel": ("darkroom.params_file", "darkroom.params_update"),
     "yaml": (),
     "peft": ("darkroom.models.lora",),
     "diffusers": (),  # a test oracle, not a dependency

@@ -70,7 +70,7 @@ def test_an_edit_that_can_change_bytes_reruns_the_stages_that_reach_it(tree: Pat
         pytest.param("    return nats.flatten(1).sum(1)", "    return nats.flatten(1).sum(1)  # nats", id="comment"),
         pytest.param('"""KL(N(mean, exp(logvar))', '"""The divergence KL(N(mean, exp(logvar))', id="docstring"),
         pytest.param("def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:", "def kl_divergence(mean, logvar):", id="type hint"),
-        pytest.param("PositiveInt = Field(gt=0)", "PositiveInt = Field(gt=0, description='a number')", id="description"),
+        pytest.param('description="Side of the square images, px"', 'description="Side of the images, px"', id="description of a parameter"),
         pytest.param(
             "class TrainVaeParams(TrainingParams):", "class TrainVaeParams(TrainingParams):\n    dummy: int = 3", id="new parameter"
         ),
