@@ -14,11 +14,11 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Fill in `templates/TEMPLATE.html.j2`. Every value is escaped; the same values give the same bytes.
+    """Fill in the file `template` of `templates/`. Every value is escaped; the same values give the same bytes.
 
     A value that is missing in the template is an error.
     """
-    path.write_text(_environment().get_template(f"{template}.html.j2").render(**values), encoding="utf-8")
+    path.write_text(_environment().get_template(template).render(**values), encoding="utf-8")
 
 
 def png_uri(pixels: np.ndarray) -> str:

@@ -14,6 +14,7 @@ The walk takes too much rather than too little: every name in a definition count
 
 import argparse
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,7 @@ WATCHING = (
 )
 EVERYTHING = "*"  # instead of a name: the whole module
 EFFECTS = "<module>"  # the statements of a module that do more than bind a name
+TEMPLATES, TEMPLATE = "darkroom/templates", ".html.j2"  # folder and ending of the pages; a definition uses those that it names
 TEXTS = ("description", "help")  # keyword arguments that people read
 
 Use = tuple[str, str]  # module, definition
@@ -46,10 +48,19 @@ def code_identity(stage: str) -> dict[str, str]:
         if use in seen or use[0] in WATCHING:
             continue
         seen.add(use)
+        if use[0] == TEMPLATES:
+            found[":".join(use)] = template_hash(use[1])
+            continue
         module = load_module(use[0])
         waiting += [*module.reached_from(use[1]), *((name, EFFECTS) for name in (use[0], *parents(use[0])))]
         found |= {f"{use[0]}:{name}": module.hash(name) for name in module.defined(use[1])}
     return dict(sorted(found.items()))
+
+
+def template_hash(name: str) -> str:
+    """Of a page's template and those that it names."""
+    text = (ROOT / TEMPLATES / name).read_text(encoding="utf-8")
+    return hash_json([text, *map(template_hash, re.findall(rf"[\w-]+{re.escape(TEMPLATE)}", text))])[:16]
 
 
 def stage_names() -> list[str]:
@@ -81,12 +92,12 @@ class Module:
         for node in (node for node in tree.body if isinstance(node, ast.ClassDef)):
             self._fields[node.name] = [item.annotation for item in node.body if isinstance(item, ast.AnnAssign)]
             node.body = [item for item in node.body if not isinstance(item, ast.AnnAssign)]
-        [table] = [node for node in tree.body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == SECTIONS]
-        assert isinstance(table.value, ast.Dict)
-        tree.body.remove(table)
-        self._sections = {
-            ast.unparse(key): ast.unparse(value) for key, value in zip(table.value.keys, table.value.values, strict=True) if key
-        }
+        for table in (node for node in tree.body[:] if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == SECTIONS):
+            assert isinstance(table.value, ast.Dict)
+            tree.body.remove(table)
+            self._sections = {
+                ast.unparse(key): ast.unparse(value) for key, value in zip(table.value.keys, table.value.values, strict=True) if key
+            }
 
     def section(self, stage: str) -> list[Use]:
         """The class of the parameters of a stage."""
@@ -127,6 +138,8 @@ class Module:
                 yield from [(self.name, name)] if name in self.bindings else []
             case ast.Constant(value=str(text)) if text.endswith(".py") and path_of(f"{self.package}.{text[:-3]}"):
                 yield f"{self.package}.{text[:-3]}", EVERYTHING  # a file beside this one, as MLflow takes models
+            case ast.Constant(value=str(text)) if text.endswith(TEMPLATE):
+                yield TEMPLATES, text
             case _:
                 for child in ast.iter_child_nodes(node):
                     yield from self._used(child)

@@ -11,7 +11,7 @@ from darkroom.pages import TEMPLATES, data_uri, format_number, png_uri, write_pa
 
 
 def test_a_page_is_its_template_around_the_values_each_of_them_escaped(tmp_path: Path) -> None:
-    write_page(tmp_path / "page.html", "base", title='<b>"cats" & dogs</b>')
+    write_page(tmp_path / "page.html", "base.html.j2", title='<b>"cats" & dogs</b>')
     html = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert html.startswith("<!doctype html>")
     assert html.count("&lt;b&gt;&#34;cats&#34; &amp; dogs&lt;/b&gt;") == 2  # the window's title and the page's
@@ -20,7 +20,7 @@ def test_a_page_is_its_template_around_the_values_each_of_them_escaped(tmp_path:
 
 def test_a_value_that_is_missing_is_an_error_and_leaves_no_page(tmp_path: Path) -> None:
     with pytest.raises(UndefinedError, match="'title' is undefined"):
-        write_page(tmp_path / "page.html", "base")
+        write_page(tmp_path / "page.html", "base.html.j2")
     assert not (tmp_path / "page.html").exists()
 
 

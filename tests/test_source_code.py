@@ -39,7 +39,7 @@ def identities() -> dict[str, dict[str, str]]:
 def rerun_by(tree: Path, old: str, new: str) -> set[str]:
     """The stages whose code is another one when `old`, which stands once in the tree, becomes `new`."""
     before = identities()
-    [file] = [path for path in tree.rglob("*.py") if old in path.read_text(encoding="utf-8")]
+    [file] = [path for path in tree.rglob("*.*") if path.suffix in (".py", ".j2") and old in path.read_text(encoding="utf-8")]
     text = file.read_text(encoding="utf-8")
     assert text.count(old) == 1
     file.write_text(text.replace(old, new), encoding="utf-8")
@@ -56,6 +56,8 @@ def rerun_by(tree: Path, old: str, new: str) -> set[str]:
         pytest.param("LEAST_PROBABILITY = 1 / 512", "LEAST_PROBABILITY = 1 / 256", {"train_vae", "evaluate"}, id="constant"),
         pytest.param("GATE_PHOTOS = 1024", "GATE_PHOTOS = 512", {"cache_latents"}, id="constant of one stage"),
         pytest.param("digest[:16], 16) < val_fraction", "digest[:16], 16) <= val_fraction", {"ingest"}, id="split"),
+        pytest.param('<html lang="en">', "<html>", {"ingest", "evaluate"}, id="template of all pages"),
+        pytest.param('{% block style %}\n.tiles.pairs', "{% block style %}\n.a {}\n.tiles.pairs", {"evaluate"}, id="template of a page"),
         pytest.param("return self.batch_size // (", "return self.batch_size // 2 // (", TRAINED, id="property of parameters"),
         pytest.param("if len(self.attention) != len", "if 2 + len(self.attention) != len", {"train_unet"}, id="check of parameters"),
     ],
@@ -70,10 +72,13 @@ def test_an_edit_that_can_change_bytes_reruns_the_stages_that_reach_it(tree: Pat
         pytest.param("    return nats.flatten(1).sum(1)", "    return nats.flatten(1).sum(1)  # nats", id="comment"),
         pytest.param('"""KL(N(mean, exp(logvar))', '"""The divergence KL(N(mean, exp(logvar))', id="docstring"),
         pytest.param("def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:", "def kl_divergence(mean, logvar):", id="type hint"),
-        pytest.param('description="Side of the square images, px"', 'description="Side of the images, px"', id="description of a parameter"),
+        pytest.param(
+            'description="Side of the square images, px"', 'description="Side of the images, px"', id="description of a parameter"
+        ),
         pytest.param(
             "class TrainVaeParams(TrainingParams):", "class TrainVaeParams(TrainingParams):\n    dummy: int = 3", id="new parameter"
         ),
+        pytest.param("COLUMNS = 8", "COLUMNS = 4", id="preview"),
         pytest.param("SECONDS_BETWEEN_LINES = 5.0", "SECONDS_BETWEEN_LINES = 4.0", id="progress"),
         pytest.param("SECONDS_TO_WAIT_FOR_LOCK = 120", "SECONDS_TO_WAIT_FOR_LOCK = 60", id="tracking"),
         pytest.param("only if every output is in place.", "only if all outputs are in place.", id="docstring of a method"),

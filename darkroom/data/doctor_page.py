@@ -61,7 +61,7 @@ def _write_report(path: Path, findings: Findings, params: IngestParams, split_of
     count = Counter(split_of.values())
     write_page(
         path,
-        "doctor",
+        "doctor.html.j2",
         title="Your photos",
         summary=[
             *summary(findings, params),

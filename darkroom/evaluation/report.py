@@ -35,7 +35,7 @@ def write_report(
 ) -> None:
     """Write a page that works offline and on a phone: images are inside, texts are escaped, there is no script."""
     charts = {name: Markup(svg) for name, svg in charts.items()}
-    write_page(path, "report", title=title, metrics=metrics, facts=facts, galleries=galleries, charts=charts)
+    write_page(path, "report.html.j2", title=title, metrics=metrics, facts=facts, galleries=galleries, charts=charts)
 
 
 def report_facts(
