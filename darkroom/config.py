@@ -238,7 +238,7 @@ class FeatureParams(ClassifierPixels):
 class EvaluateParams(Section):
     """Samples of held-out captions, and metrics of them, see docs/evaluate.md"""
 
-    num_samples: int = Field(256, ge=2, description="Samples")
+    num_samples: int = Field(256, ge=2, description="Samples, drawn from the captions of held-out photos")
     batch_size: PositiveInt = Field(64, description="Samples per batch")
     sampling: SamplerParams = group(SamplerParams, "How samples are drawn")
     seed: Count = Field(0, description="Sample i is drawn with seed + i")
