@@ -14,12 +14,12 @@ from darkroom.data.shards import ImageShards
 from darkroom.demo.adherence import measure_adherence
 from darkroom.diffusion.denoiser import Denoise, make_denoiser
 from darkroom.diffusion.guidance import classifier_free
-from darkroom.evaluation import likelihood
 from darkroom.evaluation.alignment import clip_metrics
 from darkroom.evaluation.distribution import distance_metrics
 from darkroom.evaluation.features import FeatureSets, make_extractor
-from darkroom.evaluation.galleries import report_galleries, write_picture
+from darkroom.evaluation.galleries import report_galleries, write_gallery
 from darkroom.evaluation.glossary import explain
+from darkroom.evaluation.likelihood import PhotoModel, PixelLikelihood, likelihood_metrics
 from darkroom.evaluation.neighbours import memorization
 from darkroom.evaluation.reconstruction import reconstruct, reconstruction_metrics
 from darkroom.evaluation.report import loss_charts, report_facts, write_report
@@ -47,7 +47,7 @@ def run(stage: Stage[EvaluateParams]) -> None:
     measured = {
         **distance_metrics(features, sources=rows, num_neighbours=params.num_neighbours),
         **clip_metrics(model.clip, samples, prompts, held_out, batch_size=batch_size),
-        **likelihood_metrics(model, likelihood.PixelLikelihood.load(stage.inputs["vae"]), held_out, params),
+        **bound_likelihood(model, PixelLikelihood.load(stage.inputs["vae"]), held_out, params),
         **{f"reconstruction_{name}": value for name, value in reconstruction_metrics(photos, decoded).items()},
         "copied_fraction": copies.copied_fraction,
     }
@@ -62,7 +62,7 @@ def run(stage: Stage[EvaluateParams]) -> None:
     (out / "pictures").mkdir()
     galleries = report_galleries(samples, prompts, copies, train, photos, decoded, params.num_grid) | demo.galleries
     for name, gallery in galleries.items():
-        stage.tracker.log_image(name, write_picture(out / "pictures" / f"{name}.png", gallery))
+        stage.tracker.log_image(name, write_gallery(out / "pictures" / f"{name}.png", gallery))
     write_report(
         out / "report.html",
         title="Evaluation of the model",
@@ -80,18 +80,16 @@ def choose_sources(held_out: Sequence[str], train: set[str], num: int) -> list[i
     return [ordered[index % len(ordered)] for index in range(num)]
 
 
-def likelihood_metrics(
-    model: TextToImage, pixels: likelihood.PixelLikelihood, held_out: ImageShards, params: EvaluateParams
-) -> dict[str, float]:
-    """Likelihood of held-out photos given their captions, without guidance."""
+def bound_likelihood(model: TextToImage, pixels: PixelLikelihood, held_out: ImageShards, params: EvaluateParams) -> dict[str, float]:
+    """Bounds on the likelihood of held-out photos given their captions, without guidance."""
 
     def denoiser_for(captions: Sequence[str]) -> Denoise:
         context = model.clip.encode_tokens(model.clip.tokenize(captions).to(model.device))
         net = classifier_free(model.unet, context, context, guidance_scale=1)
         return make_denoiser(net, model.config.schedule, model.config.prediction)
 
-    return likelihood.likelihood_metrics(
-        likelihood.PhotoModel(model.vae, pixels, model.config.schedule),
+    return likelihood_metrics(
+        PhotoModel(model.vae, pixels, model.config.schedule),
         denoiser_for,
         held_out,
         latent_dims=math.prod(model.latent_shape),

@@ -78,7 +78,7 @@ def nearest_gallery(samples: Images, prompts: Sequence[str], photos: Images, cop
     return Gallery("Nearest training photos", note, tiles)
 
 
-def write_picture(path: Path, gallery: Gallery) -> Images:
+def write_gallery(path: Path, gallery: Gallery) -> Images:
     """Write all images of a gallery as one PNG and return its pixels (H, W, 3).
 
     A tile is a row of its own if tiles hold many images; otherwise a row holds as many tiles as fit.

@@ -26,8 +26,8 @@ from darkroom.pixels import to_float
 from darkroom.training.draws import normal
 from darkroom.training.losses import kl_divergence, negative_log_likelihood
 
-MAX_PHOTOS = 128  # held-out photos whose likelihood is bounded
-NUM_TIMESTEPS = 3  # noise levels of the chain that are evaluated for each photo; they differ between photos
+MAX_BOUND_PHOTOS = 128  # held-out photos whose likelihood is bounded
+BOUND_TIMESTEPS = 3  # noise levels of the chain that are evaluated for each photo; they differ between photos
 LIKELIHOOD = "likelihood.json"
 LEVELS_A_UNIT = 127.5  # of 8-bit pixels in [-1, 1]
 
@@ -90,13 +90,13 @@ def likelihood_metrics(
     batch_size: int,
     device: torch.device,
 ) -> dict[str, float]:
-    """Bounds on the likelihood of the first `MAX_PHOTOS` held-out photos, given their captions."""
-    num = min(len(held_out), MAX_PHOTOS)
+    """Bounds on the likelihood of the first `MAX_BOUND_PHOTOS` held-out photos, given their captions."""
+    num = min(len(held_out), MAX_BOUND_PHOTOS)
     parts = []
     for rows in (range(start, min(start + batch_size, num)) for start in range(0, num, batch_size)):
         denoise = denoiser_for(held_out.captions[rows.start : rows.stop])
         images = to_float(held_out.images(rows)).to(device)
-        parts.append(photo_bounds(model, denoise, images, seed=seed, positions=rows, num_positions=num, num_timesteps=NUM_TIMESTEPS))
+        parts.append(photo_bounds(model, denoise, images, seed=seed, positions=rows, num_positions=num, num_timesteps=BOUND_TIMESTEPS))
     return bound_metrics(model, parts, pixel_dims=3 * held_out.size**2, latent_dims=latent_dims)
 
 

@@ -17,15 +17,15 @@ from darkroom.pixels import map_pictures
 
 logger = logging.getLogger(__name__)
 
-MAX_PHOTOS = 1024  # photos that are reconstructed to measure a VAE
+MAX_RECONSTRUCTIONS = 1024  # photos that are reconstructed to measure a VAE
 Images = NDArray[np.uint8]  # (B, H, W, 3)
 WINDOW = 11  # px, side of the Gaussian window of SSIM
 WINDOW_SIGMA = 1.5
 
 
 def reconstruct(vae: AutoencoderKL, photos: ImageShards, *, batch_size: int, device: torch.device) -> tuple[Images, Images]:
-    """The first `MAX_PHOTOS` photos and what their posterior means decode to, both (N, H, W, 3)."""
-    originals = photos.images(range(min(len(photos), MAX_PHOTOS)))
+    """The first `MAX_RECONSTRUCTIONS` photos and what their posterior means decode to, both (N, H, W, 3)."""
+    originals = photos.images(range(min(len(photos), MAX_RECONSTRUCTIONS)))
     return originals, map_pictures(vae.reconstruct, originals, batch_size=batch_size, device=device)
 
 

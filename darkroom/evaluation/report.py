@@ -10,10 +10,10 @@ from markupsafe import Markup
 
 from darkroom.config import EvaluateParams
 from darkroom.data.shards import ImageShards
-from darkroom.evaluation import likelihood
 from darkroom.evaluation.features import MAX_PHOTOS
 from darkroom.evaluation.galleries import Gallery
 from darkroom.evaluation.glossary import Metric
+from darkroom.evaluation.likelihood import BOUND_TIMESTEPS, MAX_BOUND_PHOTOS
 from darkroom.pages import write_page
 
 Curve = Sequence[tuple[float, float]]  # (step, value), steps rising
@@ -48,7 +48,7 @@ def report_facts(
     """How the metrics were measured, in words."""
     captions, sampling = set(train.captions), params.sampling
     unseen = sum(prompt not in captions for prompt in prompts)
-    num_bounded = min(len(held_out), likelihood.MAX_PHOTOS)
+    num_bounded = min(len(held_out), MAX_BOUND_PHOTOS)
     return {
         "Samples": f"{len(prompts)}, of {len(set(prompts))} captions of held-out photos; {unseen} have a prompt that no training photo has",
         "Photos": f"{len(held_out)} held out, {len(train)} in the training set, {held_out.size} px; at most {MAX_PHOTOS} of each are used",
@@ -56,7 +56,7 @@ def report_facts(
         "Sampler": f"{sampling.sampler}, {sampling.steps} {sampling.spacing} steps, guidance scale {sampling.guidance_scale:g}",
         "Seeds": f"{params.seed} to {params.seed + len(prompts) - 1}",
         "Neighbours": f"{params.num_neighbours}, for precision, recall, density and coverage",
-        "Bits": f"of {num_bounded} held-out photos, each at {likelihood.NUM_TIMESTEPS} noise levels and the lowest one",
+        "Bits": f"of {num_bounded} held-out photos, each at {BOUND_TIMESTEPS} noise levels and the lowest one",
         "Comparison key": f"{identity['eval_key'][:12]}; reports with another key were measured differently and do not compare",
     }
 

@@ -1,7 +1,7 @@
 import numpy as np
 from PIL import Image
 
-from darkroom.evaluation.galleries import Gallery, Tile, nearest_gallery, reconstruction_gallery, sample_gallery, write_picture
+from darkroom.evaluation.galleries import Gallery, Tile, nearest_gallery, reconstruction_gallery, sample_gallery, write_gallery
 from darkroom.evaluation.neighbours import Memorization
 from darkroom.pixels import GAP, picture_grid
 
@@ -32,7 +32,7 @@ def test_the_samples_most_like_a_copy_stand_beside_their_photos():
 
 def test_a_gallery_is_stored_eight_pictures_wide_and_pairs_are_not_cut(tmp_path):
     def stored(*counts):
-        grid = write_picture(tmp_path / "grid.png", Gallery("", "", [Tile(IMAGES[:count], "") for count in counts]))
+        grid = write_gallery(tmp_path / "grid.png", Gallery("", "", [Tile(IMAGES[:count], "") for count in counts]))
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "grid.png")), grid)
         return grid
 

@@ -1,18 +1,18 @@
 """The text tower of an imported Stable Diffusion in the pipeline: it conditions; what needs its image tower says so."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 
 from darkroom.config import FeatureParams
+from darkroom.evaluation.alignment import clip_metrics
+from darkroom.evaluation.features import make_extractor
 from darkroom.interchange.text_encoder import model_cfg
 from darkroom.models.clip import ClipTowers
 from darkroom.models.text_conditioning import TextConditioning
-from darkroom.sampling import TextToImage
-from stages.evaluate import Drawn, alignment, make_extractor
 from tests.models.tiny_clip import TINY
 from tests.tiny_run import make_project, run_stage
 
@@ -58,12 +58,11 @@ def test_a_text_tower_alone_cannot_be_trained(imported: Path, tmp_path: Path) ->
 
 
 def test_evaluation_in_features_of_a_tower_that_is_not_there_is_refused_before_anything_is_drawn(imported: Path) -> None:
-    artist = cast(TextToImage, SimpleNamespace(clip=ClipTowers.load(imported)))
+    clip = ClipTowers.load(imported)
     with pytest.raises(ValueError, match=r"no image tower.*evaluate\.features\.kind: torchvision"):
-        make_extractor(FeatureParams(kind="clip"), artist, "fingerprint")
+        make_extractor(FeatureParams(kind="clip"), clip, "fingerprint", torch.device("cpu"))
 
 
 def test_evaluation_goes_without_scores_of_a_tower_that_is_not_there(imported: Path) -> None:
-    artist = cast(TextToImage, SimpleNamespace(clip=ClipTowers.load(imported)))
-    drawn = Drawn(np.array([0]), ["a cat"], np.zeros((1, 8, 8, 3), np.uint8))
-    assert alignment(artist, drawn, cast(Any, None), batch_size=1) == {}
+    clip, samples = ClipTowers.load(imported), np.zeros((1, 8, 8, 3), np.uint8)
+    assert clip_metrics(clip, samples, ["a cat"], cast(Any, None), batch_size=1) == {}
