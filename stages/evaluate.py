@@ -29,7 +29,7 @@ from darkroom.evaluation.reconstruction import psnr, ssim
 from darkroom.evaluation.report import Gallery, write_report
 from darkroom.pixels import map_pictures, to_float
 from darkroom.provenance import hash_json, write_json
-from darkroom.sampling import TextToImage
+from darkroom.sampling.text_to_image import TextToImage
 from darkroom.stage import Stage, main
 from darkroom.training.likelihood import PhotoModel, PixelLikelihood, bound_numbers, photo_bounds
 

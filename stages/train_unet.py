@@ -25,8 +25,8 @@ from darkroom.models.lora import add_lora, merge_lora, save_lora
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import hash_init, load_model, save_model
 from darkroom.provenance import write_json
-from darkroom.sampling import DiffusionConfig, TextToImage
-from darkroom.sampling.diffusion_config import DIFFUSION
+from darkroom.sampling.model_folder import DIFFUSION, DiffusionConfig
+from darkroom.sampling.text_to_image import TextToImage
 from darkroom.stage import Stage, main
 from darkroom.training.diffusion_task import DiffusionTask
 from darkroom.training.loop import Curves, train

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 from darkroom.cli import main
 from darkroom.diffusion.grids import SPACINGS
 from darkroom.diffusion.samplers import SAMPLERS
-from darkroom.sampling import TextToImage
+from darkroom.sampling.text_to_image import TextToImage
 from tests.test_cli import fails
 
 SIDE = 8

@@ -26,7 +26,7 @@ from darkroom.models.text_conditioning import TextConditioning
 from darkroom.models.text_keys import to_open_clip
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import assemble
-from darkroom.sampling import DiffusionConfig
+from darkroom.sampling.model_folder import DiffusionConfig
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from darkroom.models.text_conditioning import TextConditioning
 from darkroom.models.text_keys import model_cfg_from_transformers, to_open_clip
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import assemble, read_json
-from darkroom.sampling import DiffusionConfig
+from darkroom.sampling.model_folder import DiffusionConfig
 
 INDEX_FILE = "model_index.json"
 PIPELINE = "StableDiffusionPipeline"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from darkroom.diffusion.schedule import KINDS, Schedule
-from darkroom.sampling import DiffusionConfig
+from darkroom.sampling.model_folder import DiffusionConfig
 
 # diffusers' names -> ours
 BETA_SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}

@@ -7,7 +7,7 @@ from darkroom.interchange.ldm_config import HEAD_WIDTH, HEADS
 from darkroom.interchange.scheduler import STABLE_DIFFUSION, has_betas, read_scheduler
 from darkroom.models.autoencoder import AutoencoderConfig
 from darkroom.models.unet import UNetConfig
-from darkroom.sampling import DiffusionConfig
+from darkroom.sampling.model_folder import DiffusionConfig
 
 WIDTHS = (320, 640, 1280, 1280)
 VAE = AutoencoderConfig(block_out_channels=(128, 256, 512, 512), layers_per_block=2)

@@ -5,7 +5,7 @@ from typing import Protocol
 from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel
-from darkroom.sampling import DiffusionConfig
+from darkroom.sampling.model_folder import DiffusionConfig
 
 
 class Source(Protocol):

@@ -8,7 +8,7 @@ from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import save_model
-from darkroom.sampling import DiffusionConfig
+from darkroom.sampling.model_folder import DiffusionConfig
 from tests.interchange.pipelines import SIDE, shaken
 from tests.models.tiny_clip import TINY
 

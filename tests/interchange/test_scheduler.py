@@ -9,7 +9,7 @@ import torch
 
 from darkroom.diffusion.schedule import KINDS, Schedule
 from darkroom.interchange.scheduler import DEFAULTS, read_scheduler, scheduler_config
-from darkroom.sampling import DiffusionConfig
+from darkroom.sampling.model_folder import DiffusionConfig
 
 SD = {
     "_class_name": "PNDMScheduler",

@@ -16,8 +16,8 @@ from darkroom.diffusion.grids import SPACINGS
 from darkroom.diffusion.samplers import SAMPLERS, NoiseAt, Step
 from darkroom.models.clip import ClipTowers
 from darkroom.pixels import to_float, to_uint8
-from darkroom.sampling import TextToImage
 from darkroom.sampling.noise import SeededNoise
+from darkroom.sampling.text_to_image import TextToImage
 from tests.interchange.own_model import write_model
 
 STRIDE, SIDE = 2, 16  # px

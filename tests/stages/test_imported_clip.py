@@ -11,7 +11,7 @@ from darkroom.config import FeatureParams
 from darkroom.models.clip import ClipTowers
 from darkroom.models.text_conditioning import TextConditioning
 from darkroom.models.text_keys import model_cfg
-from darkroom.sampling import TextToImage
+from darkroom.sampling.text_to_image import TextToImage
 from stages.evaluate import Drawn, alignment, make_extractor
 from tests.models.tiny_clip import TINY
 from tests.tiny_run import make_project, run_stage

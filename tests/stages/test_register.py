@@ -182,7 +182,7 @@ def make_real_models(data: Path) -> None:
     from darkroom.models.clip import ClipTowers
     from darkroom.models.unet import UNet2DConditionModel, UNetConfig
     from darkroom.models.weights import save_model
-    from darkroom.sampling import DiffusionConfig
+    from darkroom.sampling.model_folder import DiffusionConfig
 
     sizes = {"embed_dim": 8, "image_size": 16, "patch_size": 8, "vision_width": 64, "vision_layers": 1}
     clip = ClipTowers.build({**sizes, "text_width": 64, "text_layers": 1, "context_length": 8}, seed=0)
@@ -197,7 +197,7 @@ def make_real_models(data: Path) -> None:
     save_model(vae, folders["vae"])
     save_model(unet, folders["unet"])
     schedule = Schedule.make("cosine", 1000, 0.00085, 0.012)
-    DiffusionConfig(schedule, "v_prediction", "euler", 4, 1.0).save(folders["unet"])
+    DiffusionConfig(schedule=schedule, prediction="v_prediction", sampler="euler", steps=4, guidance_scale=1.0).save(folders["unet"])
     for name, folder in folders.items():
         write_index(folder, stage=name, params={}, inputs={}, content={})
     write_index(data / "report", stage="evaluate", params={}, inputs={}, content={})
