@@ -17,7 +17,10 @@ from darkroom.provenance import WATCHING
 
 ROOT = Path(__file__).parents[1]
 OURS = ("darkroom", "stages", "flows")
-GROUND = ("darkroom.config", "darkroom.device", "darkroom.params_file", "darkroom.pixels", "darkroom.progress", "darkroom.provenance")
+GROUND = (
+    "darkroom.choices", "darkroom.config", "darkroom.device", "darkroom.param_groups", "darkroom.params_file", "darkroom.pixels",
+    "darkroom.progress", "darkroom.provenance",
+)  # fmt: skip
 
 # room -> what of ours it may import beside itself; the longest name that fits a module counts
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
@@ -28,12 +31,17 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "darkroom.data": GROUND,
     "darkroom.evaluation": GROUND,
     "darkroom.tracking": GROUND,
+    "darkroom.tracking.bundle": (*GROUND, "darkroom.tracking", "darkroom.sampling.request"),  # the parameters of the served model
     "darkroom.tracking.served_model": ("darkroom.sampling", "darkroom.tracking"),
     "darkroom.training": (*GROUND, "darkroom.models", "darkroom.diffusion", "darkroom.data", "darkroom.tracking.tracker"),
-    "darkroom.sampling": (*GROUND, "darkroom.models", "darkroom.diffusion", "darkroom.tracking.registry"),
+    "darkroom.sampling": (*GROUND, "darkroom.models", "darkroom.diffusion"),
+    "darkroom.open_model": ("darkroom.sampling", "darkroom.tracking.registry"),
     "darkroom.interchange": (*GROUND, "darkroom.models", "darkroom.diffusion", "darkroom.sampling"),
     "darkroom.stage": (*GROUND, "darkroom.tracking"),
-    "darkroom.cli": (*GROUND, "darkroom.sampling", "darkroom.interchange", "darkroom.tracking", "darkroom.data", "darkroom.evaluation"),
+    "darkroom.cli": (
+        *(*GROUND, "darkroom.open_model", "darkroom.sampling", "darkroom.interchange", "darkroom.tracking", "darkroom.data"),
+        "darkroom.evaluation",
+    ),
     "stages": ("darkroom",),
     "flows": ("darkroom.config",),
 }

@@ -89,6 +89,8 @@ class TextToImage:
         """Draws one image per prompt, uint8 (B, H, W, 3)."""
         if image is None and options.get("strength") is not None:
             raise ValueError("strength needs an image to repaint: give `image` too.")
+        if negative_prompts is not None and options.get("negative_prompt"):
+            raise ValueError("Give negative_prompt, one for all, or negative_prompts, one per prompt; not both.")
         strength = STRENGTH if image is not None and mask is None else 1.0
         request = Request.make("sample", {**self.config.defaults, "strength": strength}, options)
         _check_lists(prompts=prompts, seeds=seeds, noise=noise, negative_prompts=negative_prompts)
@@ -159,10 +161,7 @@ class TextToImage:
         num: int,  # of images, the first and the last stop among them
         **options: Unpack[Options],
     ) -> np.ndarray:
-        """Draws images on the way from one prompt and seed to the next, uint8 (num, H, W, 3): contexts mixed, noises along an arc.
-
-        At the stops they are those of `sample`.
-        """
+        """Draws images on the way from one prompt and seed to the next, uint8 (num, H, W, 3): contexts mixed, noises along an arc."""
         request = Request.make("interpolate", self.config.defaults, options)
         _check_lists(prompts=prompts)
         check_stops(len(prompts), len(seeds), num)
