@@ -16,12 +16,12 @@ Act = Literal["sample", "invert", "edit", "interpolate"]
 ONE_AT_A_TIME = ("ode_adaptive",)  # its work for a batch grows with the square of the batch
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Option:
     """What people need to know of a field of `Request`."""
 
     help: str
-    default: str = ""  # in words, where the value does not say it
+    default: str = "the model's"  # in words
     limits: tuple[float, float] = (-inf, inf)
     not_for: tuple[Act, ...] = ()
     served: bool = False  # a parameter of the served model
@@ -49,32 +49,30 @@ class Options(TypedDict, total=False):
 class Request:
     """All options of one drawing, complete and checked; fields without a default take that of the model."""
 
-    steps: Annotated[int, Option(help="sampling steps; more is slower and finer", limits=(1, inf), served=True)]
-    sampler: Annotated[SamplerName, Option(help="method of sampling", not_for=("invert", "edit"), served=True)]
-    spacing: Annotated[SpacingName, Option(help="where the noise levels lie", served=True)]
-    guidance_scale: Annotated[float, Option(help="how closely to follow the prompt; 1 = no guidance, at half the cost", served=True)]
+    steps: Annotated[int, Option("Sampling steps; more is slower and finer", limits=(1, inf), served=True)]
+    sampler: Annotated[SamplerName, Option("Method of sampling", not_for=("invert", "edit"), served=True)]
+    spacing: Annotated[SpacingName, Option("Where the noise levels lie", served=True)]
+    guidance_scale: Annotated[float, Option("How closely to follow the prompt; 1 = no guidance, at half the cost", served=True)]
     guidance_rescale: Annotated[
         float,
-        Option(help="0 to 1: share of the contrast added by guidance to take back; helps overexposed images", limits=(0, 1), served=True),
+        Option("0 to 1: how much contrast of guidance to take back, against overexposed images", default="0", limits=(0, 1), served=True),
     ] = 0.0
-    negative_prompt: Annotated[
-        str, Option(help="what guidance leads away from", default="the empty prompt", not_for=("edit",), served=True)
-    ] = ""
+    negative_prompt: Annotated[str, Option("What to lead away from", default="the empty prompt", not_for=("edit",), served=True)] = ""
     guidance_interval: Annotated[
-        tuple[float, float] | None, Option(help="first and last timestep with guidance; 0 = the clean image", default="all timesteps")
+        tuple[float, float] | None, Option("First and last timestep with guidance; 0 = the clean image", default="all timesteps")
     ] = None
     clip_guidance_scale: Annotated[
-        float, Option(help="how strongly the model's own CLIP leads towards the prompt, e.g. 10; slow", not_for=("interpolate",))
+        float, Option("How far the model's own CLIP leads towards the prompt, e.g. 10; slow", default="0", not_for=("interpolate",))
     ] = 0.0
     strength: Annotated[
         float,
-        Option(help="0 to 1: how much to repaint", default="0.8; with a mask, or to edit, 1", limits=(0, 1), not_for=("interpolate",)),
+        Option("0 to 1: how much of the image to repaint", default="0.8; masked or edited: 1", limits=(0, 1), not_for=("interpolate",)),
     ] = 1.0
     size: Annotated[
-        tuple[int, int] | None, Option(help="in pixels, multiples of the VAE's stride", default="that of the training images")
+        tuple[int, int] | None, Option("In pixels, e.g. 768x512; multiples of the VAE's stride", default="that of the training images")
     ] = None
-    batch_size: Annotated[int, Option(help="images at a time: memory, not results", limits=(1, inf), command=False)] = 32
-    show_progress: Annotated[bool, Option(help="show a progress bar", command=False)] = False
+    batch_size: Annotated[int, Option("Images at a time: memory, not results", default="32", limits=(1, inf), command=False)] = 32
+    show_progress: Annotated[bool, Option("Show a progress bar", default="no", command=False)] = False
 
     @classmethod
     def make(cls, act: Act, defaults: Mapping[str, Any], asked: Mapping[str, Any]) -> Self:
