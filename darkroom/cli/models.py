@@ -1,11 +1,11 @@
 """Commands about whole models: `import`, `export`, `promote` and `rollback`."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from darkroom.choices import ExportFormat
+from darkroom.choices import ExportFormat, Prediction
 
 Registered = Annotated[str, typer.Argument(metavar="NAME", help="Name in the registry, register.model_name of params.yaml")]
 
@@ -14,8 +14,8 @@ def import_model(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A pipeline folder, a single file, or OWNER/NAME on the hub")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder")],
     prediction: Annotated[
-        Literal["epsilon", "v_prediction"] | None,
-        typer.Option(help="What the U-Net predicts; for single files of 2.x, which do not say it"),
+        Prediction | None,
+        typer.Option(metavar="NAME", help="What the U-Net predicts: epsilon or v_prediction; for single files of 2.x, which do not say it"),
     ] = None,
 ) -> None:
     """Make a model folder of a Stable Diffusion 1.x or 2.x.

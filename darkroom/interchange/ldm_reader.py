@@ -1,6 +1,5 @@
 """A whole Stable Diffusion out of one file with the names of the latent-diffusion code (.safetensors or .ckpt)."""
 
-import dataclasses
 import json
 import logging
 import re
@@ -122,7 +121,7 @@ class SingleFile:
 
     def diffusion(self) -> DiffusionConfig:
         if self.said:
-            return dataclasses.replace(read_scheduler(self.said["scheduler"], self.path), **self.said["drawing"])
+            return read_scheduler(self.said["scheduler"], self.path).model_copy(update=self.said["drawing"])
         diffusion = read_scheduler(STABLE_DIFFUSION | {"prediction_type": self.prediction}, self.path)
         if self.betas is not None and not has_betas(diffusion.schedule, self.betas):
             raise ValueError(f"{self.path}: its `betas` are not those of Stable Diffusion; single files of another schedule are not read.")
