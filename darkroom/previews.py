@@ -12,7 +12,7 @@ from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel
 from darkroom.pixels import map_pictures, picture_grid
-from darkroom.sampling import TextToImage
+from darkroom.sampling.text_to_image import TextToImage
 
 COLUMNS = 8
 

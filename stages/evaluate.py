@@ -24,7 +24,7 @@ from darkroom.evaluation.neighbours import memorization
 from darkroom.evaluation.reconstruction import reconstruct, reconstruction_metrics
 from darkroom.evaluation.report import loss_charts, report_facts, write_report
 from darkroom.provenance import hash_json, write_json
-from darkroom.sampling import TextToImage
+from darkroom.sampling.text_to_image import TextToImage
 from darkroom.stage import Contract, Stage
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from darkroom.config import RegisterParams
 from darkroom.provenance import write_json
+from darkroom.sampling import PARTS
 from darkroom.stage import RAW, Contract, Stage
-from darkroom.tracking.bundle import BUNDLE, PARTS, build_bundle
-from darkroom.tracking.gate import Policy, Report
+from darkroom.tracking.bundle import BUNDLE, build_bundle
+from darkroom.tracking.gate import PromotionRule, Report
 from darkroom.tracking.lineage import git_tags, lock_hashes
 from darkroom.tracking.registry import register
 from darkroom.tracking.store import open_store, project_root, tracking_is_off
@@ -34,9 +35,9 @@ def run(stage: Stage[RegisterParams]) -> None:
             )
         lineage = _lineage(stage)
         bundle = _bundle(stage, lineage, report)
-        policy = Policy(params.metric, params.standard_errors, params.max_copied_fraction)
+        rule = PromotionRule(params.metric, params.standard_errors, params.max_copied_fraction)
         store = open_store(project_root(stage.inputs["vae"]))
-        record = register(store, params.model_name, bundle=bundle, report=report, run_id=run_id, tags=lineage, policy=policy)
+        record = register(store, params.model_name, bundle=bundle, report=report, run_id=run_id, tags=lineage, rule=rule)
     write_json(stage.outs["registered.json"], record)
     print(_sentence(params.model_name, record))
 

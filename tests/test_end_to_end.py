@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from darkroom.provenance import hash_file, read_index
-from darkroom.sampling import TextToImage
+from darkroom.sampling.text_to_image import TextToImage
 from tests.tiny_run import STAGES, make_project, run_stage, write_params
 
 DRAWING = [name for name in STAGES if name != "register"]

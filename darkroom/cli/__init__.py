@@ -1,64 +1,88 @@
 """The command `darkroom`: everything beside the pipeline that a person types. The same as `python -m darkroom.cli`.
 
-One file a group of commands. A command imports what it needs inside its function, so that `darkroom --help` is there at once.
+One file per group of commands. A command imports what it needs inside its function, so that `darkroom --help` answers at once.
 """
 
-import argparse
 import logging
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from textwrap import indent
+from typing import Any
 
-from darkroom.cli.command import Commands, add_command
-from darkroom.cli.draw import add_edit, add_interpolate, add_sample
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from darkroom.cli.draw import edit, interpolate, sample
+from darkroom.cli.models import export_model, import_model, promote, rollback
 from darkroom.cli.params import params
-from darkroom.cli.photos import add_demo_data, add_doctor
-from darkroom.cli.registry import add_promote, add_rollback
-from darkroom.cli.transfer import add_export, add_import
+from darkroom.cli.photos import demo_data, doctor
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo-data": demo_data,
+    "params": params,
+    "doctor": doctor,
+    "sample": sample,
+    "edit": edit,
+    "interpolate": interpolate,
+    "import": import_model,
+    "export": export_model,
+    "promote": promote,
+    "rollback": rollback,
+}
+
+
+class Command(TyperCommand):
+    """The help is the docstring of the function as it stands; what follows `Examples:` is shown below the options."""
+
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        formatter.write("\n" + indent(self.parts[0], "  ") + "\n")
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        lines = [line.strip() for line in self.parts[1].splitlines() if line.strip()]
+        formatter.write("\nExamples:\n" + indent("\n".join(lines), "  ") + "\n")
+
+    def invoke(self, ctx: Any) -> None:
+        """A `ValueError` becomes one paragraph on stderr and exit status 1."""
+        logging.basicConfig(format=f"{ctx.command_path}: %(message)s")
+        try:
+            super().invoke(ctx)
+        except ValueError as error:
+            sys.exit(f"{ctx.command_path}: {error}")
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        description, _, examples = (self.help or "").partition("\nExamples:\n")
+        return description.strip(), examples
+
+
+class Group(TyperGroup):
+    def get_help_option(self, ctx: Any) -> Any:
+        """A flag that was not given is False, not None, for which typer would import pydantic: a fifth of a second."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.default = False
+        return option
+
+
+def build_app() -> typer.Typer:
+    app = typer.Typer(
+        cls=Group,
+        help="Train your own text-to-image model on your own photos. The pipeline itself is `dvc repro`.",
+        epilog="`darkroom COMMAND --help` explains a command and gives examples.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # importing rich takes longer than all else
+    )
+    for name, function in COMMANDS.items():
+        summary = (function.__doc__ or "").partition("\n")[0]
+        app.command(name, cls=Command, short_help=summary)(function)
+    return app
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs one command; a `ValueError` becomes one paragraph on stderr and exit status 1."""
-    arguments = build_parser().parse_args(argv)
-    logging.basicConfig(format=f"darkroom {arguments.name}: %(message)s")
+    """Runs one command; returns if it ends well."""
     try:
-        arguments.command(arguments)
-    except ValueError as error:
-        sys.exit(f"darkroom {arguments.name}: {error}")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="darkroom",
-        description="Train your own text-to-image model on your own photos. The pipeline itself is `dvc repro`.",
-        epilog="`darkroom COMMAND --help` explains a command and gives examples.",
-    )
-    commands = parser.add_subparsers(title="commands", dest="name", metavar="COMMAND", required=True)
-    for add in (
-        add_demo_data,
-        add_doctor,
-        add_sample,
-        add_edit,
-        add_interpolate,
-        add_import,
-        add_export,
-        add_promote,
-        add_rollback,
-        add_params,
-    ):
-        add(commands)
-    return parser
-
-
-def add_params(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "params",
-        summary="print params.yaml, or update it",
-        description="Prints a complete, commented params.yaml, or updates one and says what changed.",
-        examples=["darkroom params photos-64-cpu > params.yaml", "darkroom params photos-64-cpu --update params.yaml"],
-    )
-    parser.add_argument("preset", nargs="?", metavar="PRESET", help="a name in presets/, or a file; without it the defaults")
-    parser.add_argument("--update", type=Path, metavar="FILE", help="rewrite this file: set the preset's values, add new parameters")
-    parser.add_argument("--schema", action="store_true", help="print the JSON schema of params.yaml")
-    parser.set_defaults(command=lambda arguments: params(arguments.preset, arguments.update, arguments.schema))
+        build_app()(argv, prog_name="darkroom")
+    except SystemExit as end:
+        if end.code:
+            raise

@@ -19,9 +19,7 @@ def params(
     """Print a complete, commented params.yaml, or update one and say what changed.
 
     Examples:
-
       darkroom params photos-64-cpu > params.yaml
-
       darkroom params photos-64-cpu --update params.yaml
     """
     from darkroom.params_file import read_preset

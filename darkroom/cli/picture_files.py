@@ -1,35 +1,31 @@
-"""Picture files that commands read and write."""
+"""Image files that commands read and write."""
 
-import argparse
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import typer
 
 if TYPE_CHECKING:
     import numpy as np
 
 PICTURE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
-WHITE = 128  # of 255: from here on a mask says "draw anew"
-
-
-def add_out(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=f"a new picture file: {', '.join(PICTURE_SUFFIXES)}")
-    parser.add_argument("--force", action="store_true", help="replace FILE if it is there")
+WHITE = 128  # of 255: from here on a mask means "repaint"
 
 
 def check_out(path: Path, *, force: bool) -> None:
     """Before the model is loaded, which takes longer than reading a message."""
     if path.suffix.lower() not in PICTURE_SUFFIXES:
-        raise ValueError(f"--out {path} should end in one of {', '.join(PICTURE_SUFFIXES)}.")
+        raise ValueError(f"--out {path} must end in one of {', '.join(PICTURE_SUFFIXES)}.")
     if path.is_dir():
         raise ValueError(f"--out {path} is a folder; name a file.")
     if path.exists() and not force:
-        raise ValueError(f"{path} is already there. Name another file, or give --force to replace it.")
+        raise ValueError(f"{path} exists already. Name another file, or give --force to replace it.")
 
 
 def check_in(path: Path | None, option: str) -> None:
     if path is not None and not path.is_file():
-        raise ValueError(f"{option} {path}: there is no such file.")
+        raise ValueError(f"{option} {path}: file not found.")
 
 
 def write_pictures(path: Path, images: "np.ndarray", *, columns: int) -> None:
@@ -42,7 +38,7 @@ def write_pictures(path: Path, images: "np.ndarray", *, columns: int) -> None:
     grid = images[0] if len(images) == 1 else picture_grid(images, columns)
     with replacing(path) as file:
         Image.fromarray(grid).save(file, format=Image.registered_extensions()[path.suffix.lower()])
-    print(f"{path}: {len(images)} picture(s) of {images.shape[2]} x {images.shape[1]} px.")
+    print(f"{path}: {len(images)} image(s) of {images.shape[2]} x {images.shape[1]} px.")
 
 
 def read_image(path: Path, size: tuple[int, int]) -> "np.ndarray":
@@ -53,7 +49,7 @@ def read_image(path: Path, size: tuple[int, int]) -> "np.ndarray":
 
 
 def read_mask(path: Path, size: tuple[int, int], image: Path) -> "np.ndarray":
-    """bool (*size), True where the picture is white; cut as `image` is.
+    """bool (*size), True where the file is white; cut as `image` is.
 
     Raises:
         ValueError: it has another size than the image that it belongs to.
@@ -64,7 +60,7 @@ def read_mask(path: Path, size: tuple[int, int], image: Path) -> "np.ndarray":
     _, wanted = read_upright(image, size)
     if whole != wanted:
         raise ValueError(
-            f"--mask {path} is {whole[1]} x {whole[0]} px, but --image {image} is {wanted[1]} x {wanted[0]} px: they should be of one size."
+            f"--mask {path} is {whole[1]} x {whole[0]} px, but --image {image} is {wanted[1]} x {wanted[0]} px: make them one size."
         )
     white: np.ndarray = mask.mean(axis=2) >= WHITE
     return white
@@ -74,6 +70,6 @@ def parse_size(text: str) -> tuple[int, int]:
     """ "WIDTHxHEIGHT" or one number for both -> (height, width)"""
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text.strip().lower())
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write WIDTHxHEIGHT in pixels, e.g. 768x512, or one number for a square")
+        raise typer.BadParameter(f"{text!r} is not a size; write WIDTHxHEIGHT in pixels, e.g. 768x512, or one number for a square")
     width, height = match[1], match[2] or match[1]
     return int(height), int(width)

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darkroom.choices import SpacingName
 from darkroom.diffusion.config import DiffusionConfig
 from darkroom.diffusion.schedule import KINDS, Schedule
 
 # diffusers' names -> ours
 BETA_SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
-SPACINGS = {"leading": "leading", "trailing": "trailing", "linspace": "trailing"}  # or the nearest
+SPACINGS: dict[str, SpacingName] = {"leading": "leading", "trailing": "trailing", "linspace": "trailing"}  # or the nearest
 # ours -> diffusers', as far as every scheduler there has them
 NAMED = {"linear": "linear", "scaled_linear": "scaled_linear", "quadratic": "scaled_linear"}
 PREDICTIONS = ("epsilon", "v_prediction", "sample")

@@ -134,7 +134,7 @@ class SingleFile:
 
     def diffusion(self) -> DiffusionConfig:
         if self.said:
-            return dataclasses.replace(read_scheduler(self.said["scheduler"], self.path), **self.said["drawing"])
+            return read_scheduler(self.said["scheduler"], self.path).model_copy(update=self.said["drawing"])
         diffusion = read_scheduler(STABLE_DIFFUSION | {"prediction_type": self.prediction}, self.path)
         if self.betas is not None and not has_betas(diffusion.schedule, self.betas):
             raise ValueError(f"{self.path}: its `betas` are not those of Stable Diffusion; single files of another schedule are not read.")

@@ -1,5 +1,3 @@
-"""From prompts to pictures: the one way that evaluation, the command line and the served model draw."""
+"""From prompts to images: the one way in which evaluation, the command line and the served model draw."""
 
-from darkroom.sampling.text_to_image import TextToImage
-
-__all__ = ["TextToImage"]
+PARTS = ("clip", "vae", "unet")  # the folders of a model

@@ -1,32 +1,21 @@
-"""What pictures are drawn on: their size, and what is there before the first step."""
+"""What images are drawn on: their size, and what is there before the first step."""
 
 from dataclasses import dataclass
-from typing import Self, TypedDict
+from typing import Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-STRENGTH = 0.8  # of image-to-image, where the composition stays and the rest may change
-
-
-class Given(TypedDict, total=False):
-    """What may say how large pictures are, and what is there before."""
-
-    size: tuple[int, int] | None
-    image: np.ndarray | None
-    mask: np.ndarray | None
-    noise: Tensor | None
-
 
 @dataclass(frozen=True, kw_only=True)
 class Canvas:
-    height: int  # px
-    width: int
+    size: tuple[int, int]  # height and width, px
     latent_shape: tuple[int, int, int]  # (C, h, w)
     images: np.ndarray | None  # uint8 (B, H, W, 3)
-    mask: np.ndarray | None  # bool (B, H, W), True = drawn anew
+    mask: np.ndarray | None  # bool (B, H, W), True = repainted
+    noise: Tensor | None  # (B, C, h, w)
 
     @classmethod
     def prepare(
@@ -35,25 +24,21 @@ class Canvas:
         trained_shape: tuple[int, int, int],  # (C, h, w) of the training latents, if nothing says another size
         stride: int,  # px per latent pixel
         *,
-        size: tuple[int, int] | None = None,  # (height, width), px
+        size: tuple[int, int] | None,
         image: np.ndarray | None = None,
         mask: np.ndarray | None = None,
         noise: Tensor | None = None,
     ) -> Self:
-        """A canvas for `num` pictures; one image or mask serves all.
-
-        Raises:
-            ValueError: an image, a mask or noise of another kind or shape, a mask without image, sides that the stride does not divide.
-        """
+        """A canvas for `num` images; one image or mask serves all. Raises ValueError for wrong types, shapes and sizes."""
         channels, h, w = trained_shape
         if image is not None:
             image = _one_each(image, num, name="image", dtype=np.uint8, channels=(3,))
             if size is not None and tuple(size) != image.shape[1:3]:
-                raise ValueError(f"image is {_px(image.shape[1:3])}, but size says {_px(size)}: resize it, or leave size out.")
+                raise ValueError(f"image is {_px(image.shape[1:3])}, but size is {_px(size)}: resize the image, or leave size out.")
             size = (image.shape[1], image.shape[2])
         if mask is not None:
             if image is None:
-                raise ValueError("mask says what of a picture is drawn anew: give `image` too.")
+                raise ValueError("mask needs an image to repaint: give `image` too.")
             mask = _one_each(mask, num, name="mask", dtype=np.bool_)
             if mask.shape[1:] != image.shape[1:3]:
                 raise ValueError(f"mask is {_px(mask.shape[1:])}, but image is {_px(image.shape[1:3])}: give them the same size.")
@@ -61,25 +46,23 @@ class Canvas:
             h, w = noise.shape[2:] if noise is not None and noise.ndim == 4 else (h, w)
             size = (h * stride, w * stride)
         if min(size) < stride or size[0] % stride or size[1] % stride:
-            raise ValueError(
-                f"Pictures of {_px(size)} cannot be drawn: both sides must be multiples of {stride} px, the stride of the VAE."
-            )
+            raise ValueError(f"size is {_px(size)}; both sides must be multiples of {stride} px, the stride of the VAE.")
         latent_shape = (channels, size[0] // stride, size[1] // stride)
         if noise is not None and noise.shape != (num, *latent_shape):
-            raise ValueError(f"noise has the shape {tuple(noise.shape)}; {num} pictures of {_px(size)} need {(num, *latent_shape)}.")
-        return cls(height=size[0], width=size[1], latent_shape=latent_shape, images=image, mask=mask)
+            raise ValueError(f"noise has the shape {tuple(noise.shape)}; {num} images of {_px(size)} need {(num, *latent_shape)}.")
+        return cls(size=size, latent_shape=latent_shape, images=image, mask=mask, noise=noise)
 
     def latent_mask(self, rows: slice) -> Tensor | None:
-        """(b, 1, h, w): 1 where a pixel of the latent pixel is drawn anew, 0 where none is."""
+        """(b, 1, h, w): 1 where a pixel of the latent pixel is repainted, 0 where none is."""
         if self.mask is None:
             return None
-        return F.max_pool2d(torch.tensor(self.mask[rows]).float()[:, None], self.height // self.latent_shape[1])
+        return F.max_pool2d(torch.tensor(self.mask[rows]).float()[:, None], self.size[0] // self.latent_shape[1])
 
 
 def pixel_mask(latent_mask: Tensor, stride: int) -> Tensor:
-    """(B, 1, h, w) -> (B, 1, H, W): 1 on the pixels of latent pixels that are drawn anew, falling to 0 within `stride` px beyond them.
+    """(B, 1, h, w) -> (B, 1, H, W): 1 on the pixels of repainted latent pixels, falling to 0 within `stride` px beyond them.
 
-    A decoder looks far around itself (its norms at the whole picture), so that pixels change where their latents do not: what stays
+    A decoder looks far around itself (its norms at the whole image), so that pixels change where their latents do not: what stays
     is put over what was drawn, with a soft edge.
     """
     reach = max(1, stride // 2)
@@ -89,29 +72,15 @@ def pixel_mask(latent_mask: Tensor, stride: int) -> Tensor:
     return F.avg_pool2d(wider, width, stride=1, padding=reach, count_include_pad=False)
 
 
-def resolve_strength(strength: float | None, image: np.ndarray | None, mask: np.ndarray | None) -> float:
-    """
-    Raises:
-        ValueError: a strength without image.
-    """
-    if strength is None:
-        return STRENGTH if image is not None and mask is None else 1.0
-    if image is None:
-        raise ValueError("strength says how much of a picture is drawn anew: give `image` too.")
-    return strength
-
-
 def _one_each(array: np.ndarray, num: int, *, name: str, dtype: type, channels: tuple[int, ...] = ()) -> np.ndarray:
-    """(num, H, W, *channels) of an array that is one for all, or one a prompt."""
+    """(num, H, W, *channels) of an array that is one for all prompts, or one per prompt."""
     array = np.asarray(array)
     ndim = 2 + len(channels)
     leading, last = array.shape[:-ndim], array.shape[-ndim:]
     if array.dtype != dtype or leading not in ((), (num,)) or len(last) < ndim or last[2:] != channels:
         one, several = (f"({', '.join(map(str, sides))})" for sides in (("H", "W", *channels), (num, "H", "W", *channels)))
-        raise ValueError(
-            f"{name} is {array.dtype} of shape {array.shape}; it should be {np.dtype(dtype)} of shape {one}, one for all prompts, "
-            f"or {several}, one a prompt."
-        )
+        wanted = f"{np.dtype(dtype)} of shape {one}, one for all prompts, or {several}, one per prompt"
+        raise ValueError(f"{name} is {array.dtype} of shape {array.shape}; must be {wanted}.")
     return np.broadcast_to(array, (num, *last))
 
 

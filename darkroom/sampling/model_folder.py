@@ -1,4 +1,4 @@
-"""A model on the disk: what the stages, an import and the registry leave in one folder."""
+"""A model on disk: what the stages, an import and the registry leave in one folder."""
 
 from pathlib import Path
 
@@ -8,18 +8,14 @@ from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel
 from darkroom.models.weights import load_model
 from darkroom.provenance import INDEX, check_lineage, read_index
-
-PARTS = ("clip", "vae", "unet")
+from darkroom.sampling import PARTS
 
 
 class ModelFolder:
-    """clip/, vae/ and unet/. Each part is read when it is asked for, so that not all of them need be in memory."""
+    """A folder with clip/, vae/ and unet/. Each part is read when it is asked for, so that not all of them need to be in memory."""
 
     def __init__(self, folder: Path) -> None:
-        """
-        Raises:
-            ValueError: a part is missing or damaged, or the parts are of different runs.
-        """
+        """Raises ValueError if a part is missing or damaged, or the parts come from different runs."""
         if missing := [name for name in PARTS if not (folder / name).is_dir()]:
             raise ValueError(
                 f"{folder} has no folder {missing[0]}/: a model is a folder with clip/, vae/ and unet/ (data/ after `dvc repro`)."

@@ -1,10 +1,10 @@
-"""A VAE, a U-Net and a text tower that draw together: from prompts, from pictures, from one seed to the next."""
+"""A VAE, a U-Net and a text encoder that draw together: from prompts, from images, from one seed to the next."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from itertools import repeat
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -12,27 +12,27 @@ from torch import Tensor
 
 from darkroom.device import best_device
 from darkroom.diffusion.config import DiffusionConfig
-from darkroom.diffusion.denoiser import Denoise
-from darkroom.diffusion.editing import ddim_invert, start
-from darkroom.diffusion.samplers import NoiseAt
+from darkroom.diffusion.denoiser import Denoise, make_denoiser
+from darkroom.diffusion.editing import ddim_invert, levels_of_strength, start
+from darkroom.diffusion.guidance import classifier_free, clip_guidance
+from darkroom.diffusion.samplers import SAMPLERS, NoiseAt
+from darkroom.diffusion.schedule import noise_levels
 from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel
 from darkroom.pixels import to_float, to_uint8
 from darkroom.progress import progress
-from darkroom.sampling.batch import Batch, draw
-from darkroom.sampling.canvas import Canvas, Given, pixel_mask, resolve_strength
-from darkroom.sampling.guided import guided_denoiser
+from darkroom.sampling.canvas import Canvas, pixel_mask
+from darkroom.sampling.conditions import Conditions, SeededNoise, along, check_stops, no_noise
 from darkroom.sampling.model_folder import ModelFolder
-from darkroom.sampling.noise import SeededNoise, no_noise
-from darkroom.sampling.path import along, check_stops
-from darkroom.sampling.settings import Options, Settings, check_one_each, check_texts
+from darkroom.sampling.request import Options, Request
 
+STRENGTH = 0.8  # of image-to-image, where the composition stays and the rest may change
 logger = logging.getLogger(__name__)
 
 
 class TextToImage:
-    """A VAE, a U-Net and a text tower that draw together."""
+    """Draws images. The options of all four ways stand in `Request`; what cannot be drawn raises a ValueError that says why."""
 
     def __init__(
         self,
@@ -41,35 +41,27 @@ class TextToImage:
         unet: UNet2DConditionModel,
         clip: ClipTowers,
         config: DiffusionConfig,
-        latent_shape: tuple[int, int, int],
+        latent_shape: tuple[int, int, int],  # (C, h, w)
     ) -> None:
         self.vae = vae.eval()
         self.unet = unet.eval()
         self.clip = clip.eval()
         self.config = config
-        self.latent_shape = latent_shape  # (C, h, w)
+        self.latent_shape = latent_shape
 
     @classmethod
-    def load(cls, source: str | Path, device: torch.device | None = None) -> "TextToImage":
-        """Loads a folder that holds clip/, vae/ and unet/ (as data/ does), or `models:/NAME@ALIAS` from the MLflow registry.
-
-        Raises:
-            ValueError: a part is missing or damaged, or the parts are of different runs.
-        """
-        if str(source).startswith("models:/"):
-            from darkroom.tracking.registry import download
-
-            source = download(str(source))
-        folder = ModelFolder(Path(source))
-        vae, unet = folder.vae(), folder.unet()
+    def load(cls, folder: Path, device: torch.device | None = None) -> "TextToImage":
+        """Loads a folder with clip/, vae/ and unet/ (as data/ is); `open_model` takes registered versions too."""
+        parts = ModelFolder(folder)
+        vae, unet = parts.vae(), parts.unet()
         side = unet.config.sample_size
         assert side is not None, "train_unet writes it"
         device = device or best_device()
         return cls(
             vae=vae.to(device).requires_grad_(False),  # CLIP guidance asks for gradients, but not for theirs
             unet=unet.to(device).requires_grad_(False),
-            clip=folder.clip().to(device).requires_grad_(False),
-            config=folder.diffusion(),
+            clip=parts.clip().to(device).requires_grad_(False),
+            config=parts.diffusion(),
             latent_shape=(unet.config.in_channels, side, side),
         )
 
@@ -79,7 +71,7 @@ class TextToImage:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the training pictures, px: what is drawn if nothing else is asked for."""
+        """Height and width of the training images, px: the default size."""
         stride = self.vae.config.stride
         return self.latent_shape[1] * stride, self.latent_shape[2] * stride
 
@@ -88,102 +80,78 @@ class TextToImage:
         self,
         prompts: Sequence[str],
         *,
-        seeds: Sequence[int] | None = None,  # one a prompt; the picture of a seed does not depend on the batch
-        noise: Tensor | None = None,  # (B, C, h, w) to begin with instead of the seeds': standard normal, or what `invert` found
+        seeds: Sequence[int] | None = None,  # one per prompt; the image of a seed does not depend on the batch
+        noise: Tensor | None = None,  # (B, C, h, w), for the first noise of the seeds: standard normal, or what `invert` found
         image: np.ndarray | None = None,  # uint8 (H, W, 3) or (B, H, W, 3) to begin with
-        mask: np.ndarray | None = None,  # bool (H, W) or (B, H, W): True is drawn anew, the rest of `image` stays
-        strength: float | None = None,  # 0 = `image` as the VAE has it, 1 = nothing of it; default 0.8, with a mask 1
-        size: tuple[int, int] | None = None,  # height and width, px; default that of `image`, or of the training pictures
-        steps: int | None = None,  # network evaluations (heun: about twice as many); None = the model's default
-        sampler: str | None = None,  # a name in diffusion.samplers.SAMPLERS
-        spacing: str | None = None,  # a name in diffusion.schedule.SPACINGS
-        guidance_scale: float | None = None,  # 1 = off
-        guidance_rescale: float = 0.0,  # 0 to 1, against overexposed pictures
-        guidance_interval: tuple[float, float] | None = None,  # from and to which timestep; all others see the prompt alone
-        clip_guidance_scale: float = 0.0,  # how much the run's own CLIP leads towards its prompt; 10 shows, 100 may be too much
-        negative_prompts: Sequence[str] | None = None,  # what guidance leads away from; default the empty prompt
-        batch_size: int = 32,
-        show_progress: bool = False,
+        mask: np.ndarray | None = None,  # bool (H, W) or (B, H, W): True is repainted, the rest of `image` stays
+        negative_prompts: Sequence[str] | None = None,  # one per prompt, instead of one for all
+        **options: Unpack[Options],
     ) -> np.ndarray:
-        """Draws one picture a prompt.
-
-        Returns:
-            uint8 (B, H, W, 3).
-
-        Raises:
-            ValueError: lists of different lengths, an unknown sampler or spacing, a number out of range, an image, a mask or noise of
-                another shape, a size that the VAE's stride does not divide, CLIP guidance without CLIP's image tower.
-        """
-        check_one_each(prompts, seeds=seeds, noise=noise, negative_prompts=negative_prompts)
-        prompts = list(prompts)
-        negatives = [""] * len(prompts) if negative_prompts is None else list(negative_prompts)
-        settings = Settings.resolve(
-            self.config,
-            steps=steps,
-            sampler=sampler,
-            spacing=spacing,
-            guidance_scale=guidance_scale,
-            guidance_rescale=guidance_rescale,
-            guidance_interval=guidance_interval,
-            strength=resolve_strength(strength, image, mask),
-            clip_guidance_scale=clip_guidance_scale,
-            batch_size=batch_size,
-        )
-        canvas = self._canvas(len(prompts), size=size, image=image, mask=mask, noise=noise)
+        """Draws one image per prompt, uint8 (B, H, W, 3)."""
+        if image is None and options.get("strength") is not None:
+            raise ValueError("strength needs an image to repaint: give `image` too.")
+        if negative_prompts is not None and options.get("negative_prompt"):
+            raise ValueError("Give negative_prompt, one for all, or negative_prompts, one per prompt; not both.")
+        strength = STRENGTH if image is not None and mask is None else 1.0
+        request = Request.make("sample", {**self.config.defaults, "strength": strength}, options)
+        _check_lists(prompts=prompts, seeds=seeds, noise=noise, negative_prompts=negative_prompts)
+        if seeds is None and noise is None:
+            raise ValueError("Images are drawn from noise: give seeds, one per prompt, or noise.")
+        canvas = self._canvas(len(prompts), request, image=image, mask=mask, noise=noise)
+        negatives = [request.negative_prompt] * len(prompts) if negative_prompts is None else negative_prompts
         self._warn_of_lost_words([*prompts, *negatives])
-        batches = (self._batch(rows, prompts, negatives, seeds, noise, canvas) for rows in settings.batches(len(prompts)))
-        return self._draw(batches, settings, canvas, num=len(prompts), show_progress=show_progress)
+        batches = (self._conditions(rows, prompts, negatives, seeds, canvas) for rows in request.batches(len(prompts)))
+        return self._draw(batches, request, canvas, len(prompts))
 
     @torch.no_grad()
     def invert(
         self,
         image: np.ndarray,  # uint8 (H, W, 3) or (B, H, W, 3)
-        prompts: Sequence[str],  # what the pictures show
+        prompts: Sequence[str],  # what the images show
         *,
-        strength: float = 1.0,  # how far up the grid; give `sample` the same
-        steps: int | None = None,  # None = the model's default
-        spacing: str | None = None,
-        guidance_scale: float = 1.0,  # more makes the way back less exact
-        iterations: int = 3,  # network evaluations a step; more is more exact (see diffusion.editing.ddim_invert)
-        batch_size: int = 32,
-        show_progress: bool = False,
+        iterations: int = 3,  # network evaluations per step; more is more exact (see diffusion.editing.ddim_invert)
+        **options: Unpack[Options],  # guidance is off by default: it makes the way back less exact
     ) -> Tensor:
-        """The noise that DDIM draws pictures from, given what they show: under another prompt it draws them edited.
+        """DDIM inversion: the noise that DDIM draws the images from, (B, C, h, w), on the CPU.
 
-        `sample(prompts, noise=..., sampler="ddim")` with the same steps, spacing and guidance scale gives the pictures back, as the VAE
-        has them; below strength 1 it needs the same image and strength too.
-
-        Returns:
-            (B, C, h, w), on the CPU.
-
-        Raises:
-            ValueError: as `sample`; strength 0, where there is no noise to find.
+        `sample(prompts, noise=..., sampler="ddim")` with the same options gives the images back, as the VAE has them; below strength 1
+        it needs the same image too. Another prompt draws them edited.
         """
-        settings = Settings.resolve(
-            self.config,
-            sampler="ddim",
-            steps=steps,
-            spacing=spacing,
-            guidance_scale=guidance_scale,
-            strength=strength,
-            batch_size=batch_size,
-        )
-        if not settings.num_steps:
-            raise ValueError("strength is 0: there is no noise to find. It should be above 0, and at most 1.")
-        check_texts(prompts=prompts)
-        prompts = list(prompts)
-        canvas = self._canvas(len(prompts), image=image)
-        self._warn_of_lost_words(prompts)
-        zeros = torch.zeros(len(prompts), *canvas.latent_shape)
-        found = [zeros[:0]]
-        rows_of = settings.batches(len(prompts))
-        for rows in progress(rows_of, desc="invert", unit="batch") if show_progress else rows_of:
-            batch = self._batch(rows, prompts, [""] * len(prompts), None, zeros, canvas)
+        request = Request.make("invert", {**self.config.defaults, "sampler": "ddim", "guidance_scale": 1.0}, options)
+        sigmas = self._sigmas(request)
+        if len(sigmas) == 1:
+            raise ValueError("strength is 0, where there is no noise to find; must be above 0, and at most 1.")
+        _check_lists(prompts=prompts)
+        canvas = self._canvas(len(prompts), request, image=image)
+        self._warn_of_lost_words([*prompts, request.negative_prompt])
+        found = [torch.zeros(0, *canvas.latent_shape)]
+        batches = request.batches(len(prompts))
+        for rows in progress(batches, desc="invert", unit="batch") if request.show_progress else batches:
+            batch = self._conditions(rows, prompts, [request.negative_prompt] * len(prompts), None, canvas)
             assert batch.known is not None
-            x = ddim_invert(self._denoiser(batch, settings), batch.known, settings.sigmas, iterations=iterations)
-            begun = start(batch.noise, settings.sigmas[0], batch.known, strength=strength)  # of no noise at all
-            found.append(((x - begun) / settings.sigmas[0]).cpu())
+            x = ddim_invert(self._denoiser(batch, request), batch.known, sigmas, iterations=iterations)
+            begun = start(batch.noise, sigmas[0], batch.known, strength=request.strength)  # of no noise at all
+            found.append(((x - begun) / sigmas[0]).cpu())
         return torch.cat(found)
+
+    def edit(
+        self,
+        image: np.ndarray,  # uint8 (H, W, 3)
+        prompt: str,  # what the image shows, in words that the model knows
+        edits: Sequence[str],  # what to show instead
+        *,
+        iterations: int = 3,  # of `invert`
+        **options: Unpack[Options],
+    ) -> np.ndarray:
+        """Draws the image again under other prompts, uint8 (B, H, W, 3): DDIM inversion under its own prompt, then DDIM from that noise.
+
+        The own prompt is the negative one: guidance leads from what is there to what should be.
+        """
+        ddim: Options = {"sampler": "ddim", "strength": Request.make("edit", self.config.defaults, options).strength}
+        unguided: Options = {"guidance_scale": 1.0, "clip_guidance_scale": 0.0}
+        _check_lists(edits=edits)
+        noise = self.invert(image, [prompt], iterations=iterations, **(options | unguided)).expand(len(edits), -1, -1, -1)
+        return self.sample(edits, noise=noise, image=image, negative_prompts=[prompt] * len(edits), **(options | ddim))
 
     @torch.no_grad()
     def interpolate(
@@ -191,66 +159,55 @@ class TextToImage:
         prompts: Sequence[str],  # the stops on the way, or one for all of it
         *,
         seeds: Sequence[int],  # likewise
-        num: int,  # pictures, the first and the last stop among them
-        negative_prompt: str = "",
-        size: tuple[int, int] | None = None,  # as those of `sample`
-        show_progress: bool = False,
+        num: int,  # of images, the first and the last stop among them
         **options: Unpack[Options],
     ) -> np.ndarray:
-        """Draws pictures on the way from one prompt and seed to the next: contexts mixed evenly, noises along the arc between them.
-
-        Returns:
-            uint8 (num, H, W, 3); `sample` draws the same pictures at the stops.
-
-        Raises:
-            ValueError: as `sample`; fewer than two stops or pictures, or a sampler that draws fresh noise.
-        """
-        check_texts(prompts=prompts)
+        """Draws images on the way from one prompt and seed to the next, uint8 (num, H, W, 3): contexts mixed, noises along an arc."""
+        request = Request.make("interpolate", self.config.defaults, options)
+        _check_lists(prompts=prompts)
         check_stops(len(prompts), len(seeds), num)
-        settings = Settings.resolve(self.config, **options)
-        canvas = self._canvas(num, size=size)
-        self._warn_of_lost_words([*prompts, negative_prompt])
+        canvas = self._canvas(num, request)
+        self._warn_of_lost_words([*prompts, request.negative_prompt])
         noises = SeededNoise(seeds, canvas.latent_shape, self.device)()
         contexts, noises = along(self._encode(prompts), noises, num)
-        negative = self._encode([negative_prompt])
+        negative = self._encode([request.negative_prompt])
         batches = (
-            Batch(context=contexts[rows], negative_context=negative, tokens=None, noise=noises[rows], noise_at=no_noise)
-            for rows in settings.batches(num)
+            Conditions(context=contexts[rows], negative_context=negative, tokens=None, noise=noises[rows], noise_at=no_noise)
+            for rows in request.batches(num)
         )
-        return self._draw(batches, settings, canvas, num=num, show_progress=show_progress)
+        return self._draw(batches, request, canvas, num)
 
-    # ---- from words and pictures to tensors
+    # ---- from words and images to tensors
 
-    def _canvas(self, num: int, **given: Unpack[Given]) -> Canvas:
-        return Canvas.prepare(num, self.latent_shape, self.vae.config.stride, **given)
+    def _canvas(self, num: int, request: Request, **given: Any) -> Canvas:
+        return Canvas.prepare(num, self.latent_shape, self.vae.config.stride, size=request.size, **given)
+
+    def _sigmas(self, request: Request) -> Tensor:
+        return levels_of_strength(noise_levels(self.config.schedule, request.steps, request.spacing), request.strength)
 
     def _warn_of_lost_words(self, texts: Sequence[str]) -> None:
         for text in dict.fromkeys(texts):
             if lost := self.clip.lost_words(text):
-                logger.warning("The prompt `%s` is too long for the text tower: it does not see `%s`.", text, lost)
+                logger.warning("The prompt `%s` is too long for the text encoder, which does not see `%s`.", text, lost)
 
     def _encode(self, texts: Sequence[str]) -> Tensor:
         """(B, L, D)"""
-        return self.clip.encode_tokens(self.clip.tokenize(texts).to(self.device))
+        return self.clip.encode_tokens(self.clip.tokenize(list(texts)).to(self.device))
 
-    def _batch(
-        self, rows: slice, prompts: list[str], negatives: list[str], seeds: Sequence[int] | None, noise: Tensor | None, canvas: Canvas
-    ) -> Batch:
-        tokens = self.clip.tokenize(prompts[rows]).to(self.device)
-        begin: Tensor | None = None
-        noise_at: NoiseAt = no_noise
-        if seeds is not None:
-            noise_at = SeededNoise(seeds[rows], canvas.latent_shape, self.device)
-            begin = noise_at(0)
-        if noise is not None:
-            begin = noise[rows].to(self.device)
-        assert begin is not None, "seeds or noise: it is checked"
+    def _conditions(
+        self, rows: slice, prompts: Sequence[str], negatives: Sequence[str], seeds: Sequence[int] | None, canvas: Canvas
+    ) -> Conditions:
+        noise_at: NoiseAt = no_noise if seeds is None else SeededNoise(seeds[rows], canvas.latent_shape, self.device)
+        noise = torch.zeros(len(prompts[rows]), *canvas.latent_shape) if seeds is None else noise_at(0)
+        if canvas.noise is not None:
+            noise = canvas.noise[rows]
         known, mask = self._known(canvas, rows), canvas.latent_mask(rows)
-        return Batch(
+        tokens = self.clip.tokenize(list(prompts[rows])).to(self.device)
+        return Conditions(
             context=self.clip.encode_tokens(tokens),
             negative_context=self._encode(negatives[rows]),
             tokens=tokens,
-            noise=begin,
+            noise=noise.to(self.device),
             noise_at=noise_at,
             known=known,
             mask=None if mask is None else mask.to(self.device),
@@ -258,26 +215,51 @@ class TextToImage:
         )
 
     def _known(self, canvas: Canvas, rows: slice) -> Tensor | None:
-        """What is on the canvas, as normalised latents (B, C, h, w): the means of the VAE's posteriors."""
+        """The images on the canvas as normalised latents (B, C, h, w): the means of the posteriors."""
         if canvas.images is None:
             return None
-        images = to_float(np.array(canvas.images[rows])).to(self.device)
-        return self.vae.normalise(self.vae.encode(images)[0])
+        return self.vae.normalise(self.vae.encode(to_float(np.array(canvas.images[rows])).to(self.device))[0])
 
-    # ---- from tensors to pictures
+    # ---- from tensors to images
 
-    def _denoiser(self, batch: Batch, settings: Settings) -> Denoise:
-        return guided_denoiser(batch, settings, self.config, unet=self.unet, vae=self.vae, clip=self.clip)
+    def _denoiser(self, batch: Conditions, request: Request) -> Denoise:
+        """D(x, sigma) of the U-Net with all the guidance of the request."""
+        guidance = request.guidance_scale, request.guidance_rescale, request.guidance_interval
+        net = classifier_free(self.unet, batch.context, batch.negative_context, *guidance)
+        denoise = make_denoiser(net, self.config.schedule, self.config.prediction)
+        if not request.clip_guidance_scale:
+            return denoise
+        if not self.clip.has_image_tower:
+            raise ValueError("clip_guidance_scale needs a CLIP with an image encoder; this model has a text encoder only. Leave it at 0.")
 
-    def _draw(self, batches: Iterable[Batch], settings: Settings, canvas: Canvas, *, num: int, show_progress: bool) -> np.ndarray:
-        total = settings.num_steps * len(settings.batches(num))
-        ticks = progress(range(total), desc="draw", unit="step") if show_progress else repeat(None)
-        pictures = [np.empty((0, canvas.height, canvas.width, 3), np.uint8)]
+        def similarity(latents: Tensor) -> Tensor:
+            """The cosine of decoded images with their prompts, in the features of the model's own CLIP."""
+            image_features, text_features, _ = self.clip(self.vae.decode(self.vae.denormalise(latents)), batch.tokens)
+            return (image_features * text_features).sum(1)
+
+        return clip_guidance(denoise, similarity, request.clip_guidance_scale)
+
+    def _draw(self, batches: Iterable[Conditions], request: Request, canvas: Canvas, num: int) -> np.ndarray:
+        sigmas = self._sigmas(request)
+        total = (len(sigmas) - 1) * len(request.batches(num))
+        ticks = progress(range(total), desc="draw", unit="step") if request.show_progress else repeat(None)
+        images = [np.empty((0, *canvas.size, 3), np.uint8)]
         for batch in batches:
-            latents = draw(self._denoiser(batch, settings), batch, settings, ticks)
+            latents = batch.draw(self._denoiser(batch, request), SAMPLERS[request.sampler], sigmas, request.strength, ticks)
             drawn = self.vae.decode(self.vae.denormalise(latents.float()))
             if batch.mask is not None and batch.kept is not None:
                 drawn = torch.lerp(batch.kept, drawn, pixel_mask(batch.mask, self.vae.config.stride))
-            pictures.append(to_uint8(drawn))
+            images.append(to_uint8(drawn))
         next(ticks, None)
-        return np.concatenate(pictures)
+        return np.concatenate(images)
+
+
+def _check_lists(**lists: Sized | None) -> None:
+    """Raises ValueError for one text where a list is taken (its letters would be drawn), or a list of another length than the first."""
+    (first, prompts), *_ = lists.items()
+    assert prompts is not None
+    for name, items in lists.items():
+        if isinstance(items, str):
+            raise ValueError(f"{name} is the text {items[:40]!r}; must be a list of texts, one per image.")
+        if items is not None and len(items) != len(prompts):
+            raise ValueError(f"{len(prompts)} {first} but {len(items)} {name}: give one per prompt.")

@@ -1,19 +1,22 @@
-"""What is registered: one folder with the three parts of a model, what made it, and a page for people; packed for MLflow."""
+"""What is registered: one folder with the parts of a model, its lineage and a README; packed for MLflow."""
 
 import json
 import os
 import shutil
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from darkroom.provenance import write_json
+from darkroom.sampling import PARTS
+from darkroom.sampling.request import HINTS, OPTIONS, Request
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
-PARTS = ("clip", "vae", "unet")
 BUNDLE = "bundle"  # name of the artifact
+MLFLOW_TYPES = {int: "long", float: "double"}  # all else is "string"
 REQUIREMENTS = (  # what drawing imports; a model names the versions that it was made with
     *("torch", "torchvision", "open-clip-torch", "safetensors", "numpy", "scipy", "pillow"),
     *("pydantic", "ruamel.yaml", "filelock", "tqdm", "mlflow", "pandas"),
@@ -41,22 +44,22 @@ def _readme(name: str, lineage: dict[str, Any], metrics: dict[str, float]) -> st
     facts = "\n".join(f"| {key} | `{value}` |" for key, value in sorted(lineage.items()))
     return f"""# {name}
 
-A text-to-image latent diffusion model made with Darkroom: the text tower in `clip/` (open_clip's layout), the autoencoder in
-`vae/` and the denoiser in `unet/` (diffusers' layout), all safetensors.
+A text-to-image latent diffusion model made with Darkroom: the text encoder in `clip/` (open_clip's layout), the autoencoder
+in `vae/` and the denoiser in `unet/` (diffusers' layout), all safetensors.
 
 ```python
-from darkroom.sampling import TextToImage
+from darkroom.open_model import open_model
 
-images = TextToImage.load("this folder").sample(["a cat"], seeds=[0])  # uint8 (1, H, W, 3)
+images = open_model("this folder").sample(["a cat"], seeds=[0])  # uint8 (1, H, W, 3)
 ```
 
-## Numbers of its evaluation
+## Metrics of its evaluation
 
 | metric | value |
 |---|---|
 {numbers}
 
-## What made it
+## Lineage
 
 | | |
 |---|---|
@@ -92,23 +95,20 @@ def save_served_model(path: Path, bundle: Path, *, run_id: str, model_id: str) -
 
 
 def _signature(bundle: Path) -> "ModelSignature":
-    """Defaults of the parameters are those of the model."""
+    """Parameters are `seed` and the served options of a request, with the defaults of the model."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-    defaults = json.loads((bundle / "unet" / "diffusion.json").read_text(encoding="utf-8"))
+    of_model = json.loads((bundle / "unet" / "diffusion.json").read_text(encoding="utf-8"))
+    of_model.setdefault("spacing", "trailing")  # files of older models do not say it
+    defaults = {field.name: of_model.get(field.name, field.default) for field in fields(Request) if OPTIONS[field.name].served}
     return ModelSignature(
         inputs=Schema([ColSpec("string", "prompt")]),
         outputs=Schema([ColSpec("string", "prompt"), ColSpec("long", "seed"), ColSpec("string", "png")]),
         params=ParamSchema(
             [
                 ParamSpec("seed", "long", 0),
-                ParamSpec("steps", "long", defaults["steps"]),
-                ParamSpec("sampler", "string", defaults["sampler"]),
-                ParamSpec("spacing", "string", defaults.get("spacing", "trailing")),  # files of older models do not say it
-                ParamSpec("guidance_scale", "double", defaults["guidance_scale"]),
-                ParamSpec("guidance_rescale", "double", 0.0),
-                ParamSpec("negative_prompt", "string", ""),
+                *(ParamSpec(name, MLFLOW_TYPES.get(HINTS[name][0], "string"), default) for name, default in defaults.items()),
             ]
         ),
     )

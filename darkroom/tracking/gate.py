@@ -31,7 +31,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Policy:
+class PromotionRule:
     """When a challenger may become champion: the section `register` of params.yaml."""
 
     metric: str  # lower is better
@@ -45,25 +45,25 @@ class Verdict:
     reason: str  # one sentence, for people
 
 
-def judge(challenger: Report, champion: Report | None, policy: Policy) -> Verdict:
+def judge(challenger: Report, champion: Report | None, rule: PromotionRule) -> Verdict:
     """Champion if it copies no more than allowed and is better than the old one beyond the noise of both measurements.
 
     The noise is `standard_errors` times sqrt(se_challenger² + se_champion²), of the metrics `<metric>_standard_error`
     where the report has them, else zero.
 
     Raises:
-        ValueError: a metric that the policy names is not in a report.
+        ValueError: a metric that the rule names is not in a report.
     """
-    value, copied = challenger[policy.metric], challenger["copied_fraction"]
+    value, copied = challenger[rule.metric], challenger["copied_fraction"]
     if not math.isfinite(value):
-        return Verdict(False, f"{policy.metric} is {value}")
-    if not copied <= policy.max_copied_fraction:  # NaN fails too
-        return Verdict(False, f"copied_fraction is {copied:.3g}, above the limit of {policy.max_copied_fraction:g}: it repeats its photos")
+        return Verdict(False, f"{rule.metric} is {value}")
+    if not copied <= rule.max_copied_fraction:  # NaN fails too
+        return Verdict(False, f"copied_fraction is {copied:.3g}, above the limit of {rule.max_copied_fraction:g}: it repeats its photos")
     if champion is None:
         return Verdict(True, "there was no champion")
     if champion.eval_key != challenger.eval_key:
         return Verdict(False, "its numbers do not compare with the champion's: other photos, seeds, count or features")
-    errors = [report.metrics.get(f"{policy.metric}_standard_error", 0.0) for report in (challenger, champion)]
-    noise = policy.standard_errors * math.hypot(*errors)
-    best = champion[policy.metric]
-    return Verdict(value < best - noise, f"{policy.metric} is {value:.6g}, the champion's is {best:.6g}, the noise {noise:.2g}")
+    errors = [report.metrics.get(f"{rule.metric}_standard_error", 0.0) for report in (challenger, champion)]
+    noise = rule.standard_errors * math.hypot(*errors)
+    best = champion[rule.metric]
+    return Verdict(value < best - noise, f"{rule.metric} is {value:.6g}, the champion's is {best:.6g}, the noise {noise:.2g}")

@@ -1,4 +1,4 @@
-"""Registered versions and the names that say which one is live: challenger, champion, previous."""
+"""Registered versions and their aliases, which say which one is live: challenger, champion, previous."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlparse
 
 from darkroom.provenance import replacing
 from darkroom.tracking.bundle import BUNDLE, save_served_model
-from darkroom.tracking.gate import Policy, Report, judge
+from darkroom.tracking.gate import PromotionRule, Report, judge
 from darkroom.tracking.store import DATABASE, Store, lock, open_store, project_root, tracking_uri
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def open_registry(start: Path | None = None) -> Store:
     """The store of the project at or above `start` (default: the current folder), which must exist already.
 
     Raises:
-        ValueError: there is none, or it cannot be reached.
+        ValueError: it is missing, or cannot be reached.
     """
     root = project_root(start)
     if tracking_uri(root) == f"sqlite:///{root / DATABASE}" and not (root / DATABASE).is_file():
@@ -36,24 +36,26 @@ def open_registry(start: Path | None = None) -> Store:
         return open_store(root)
 
 
-def register(store: Store, name: str, *, bundle: Path, report: Report, run_id: str, tags: dict[str, str], policy: Policy) -> dict[str, Any]:
-    """Stores `bundle` as the newest version of the model `name`, its challenger, and lets the gate decide.
+def register(
+    store: Store, name: str, *, bundle: Path, report: Report, run_id: str, tags: dict[str, str], rule: PromotionRule
+) -> dict[str, Any]:
+    """Stores `bundle` as the newest version of the model `name`, the challenger, and lets the gate decide on its promotion.
 
     Returns:
         The decision record: version, decision, reason, metrics, and the champion before and after.
 
     Raises:
-        ValueError: the policy names a metric that is not in the report, or MLflow refuses.
+        ValueError: the rule names a metric that is not in the report, or MLflow refuses.
     """
-    judge(report, None, policy)  # a misspelt metric is found before anything is stored
+    judge(report, None, rule)  # a misspelt metric is found before anything is stored
     with _plain_errors("The model could not be registered"):
         version = _add_version(store, name, bundle=bundle, report=report, run_id=run_id, tags=tags)
         with lock(store.root):
-            return _decide(store, name, version, report, policy)
+            return _decide(store, name, version, report, rule)
 
 
 def promote(store: Store, name: str, version: int | None = None) -> dict[str, Any]:
-    """Makes `version` (default: the challenger) the champion, whatever the gate said, and the champion the previous one.
+    """Makes `version` (default: the challenger) the champion, whatever the gate decided, and the champion the previous one.
 
     Raises:
         ValueError: no such model, version or challenger; or it is champion already.
@@ -62,11 +64,11 @@ def promote(store: Store, name: str, version: int | None = None) -> dict[str, An
         aliases = _aliases(store, name)
         chosen = aliases.get(CHALLENGER) if version is None else version
         if chosen is None:
-            raise ValueError(f"`{name}` has no challenger; name the version to promote. Its names now: {_show(aliases)}.")
+            raise ValueError(f"`{name}` has no challenger; name the version to promote. Its aliases now: {_show(aliases)}.")
         if chosen == aliases.get(CHAMPION):
             raise ValueError(f"Version {chosen} of `{name}` is its champion already.")
         store.client.get_model_version(name, str(chosen))
-        _crown(store, name, chosen, aliases)
+        _set_champion(store, name, chosen, aliases)
         return {"model_name": name, "champion": {"before": aliases.get(CHAMPION), "after": chosen}}
 
 
@@ -79,28 +81,28 @@ def rollback(store: Store, name: str) -> dict[str, Any]:
     with lock(store.root), _plain_errors(f"`{name}` could not be rolled back"):
         aliases = _aliases(store, name)
         if PREVIOUS not in aliases or CHAMPION not in aliases:
-            raise ValueError(f"`{name}` has no previous champion to go back to. Its names now: {_show(aliases)}.")
-        _crown(store, name, aliases[PREVIOUS], aliases)
+            raise ValueError(f"`{name}` has no previous champion to go back to. Its aliases now: {_show(aliases)}.")
+        _set_champion(store, name, aliases[PREVIOUS], aliases)
         return {"model_name": name, "champion": {"before": aliases[CHAMPION], "after": aliases[PREVIOUS]}}
 
 
-def download(uri: str, start: Path | None = None) -> Path:
-    """The local folder of `models:/NAME@ALIAS` or `models:/NAME/VERSION`: clip/, vae/, unet/, lineage.json, README.md.
+def registered_folder(uri: str, start: Path | None = None) -> Path:
+    """Return the local folder of `models:/NAME@ALIAS` or `models:/NAME/VERSION`: clip/, vae/, unet/, lineage.json, README.md.
 
     A store on this machine is read in place; from a server each version is fetched once, into .scratch/registry.
 
     Raises:
-        ValueError: another form of URI, or a model, alias or version that is not there.
+        ValueError: an invalid URI, or an unknown model, alias or version.
     """
     match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
     if not match:
-        raise ValueError(f"{uri!r} is not a model of the registry; write models:/NAME@champion or models:/NAME/3.")
+        raise ValueError(f"{uri!r} is not the URI of a registered model; write models:/NAME@champion or models:/NAME/3.")
     name, alias, number = match.groups()
     store = open_registry(start)
     with _plain_errors(f"{uri} cannot be found"):
         aliases = _aliases(store, name)
         if alias and alias not in aliases:
-            raise ValueError(f"`{name}` has no version named {alias!r}. Its names now: {_show(aliases)}.")
+            raise ValueError(f"`{name}` has no alias {alias!r}. Its aliases now: {_show(aliases)}.")
         version = store.client.get_model_version(name, number or str(aliases[alias]))
         return _fetch(store, version)
 
@@ -143,15 +145,15 @@ def _global_uri(uri: str) -> Iterator[None]:
             os.environ["MLFLOW_TRACKING_URI"] = before
 
 
-def _decide(store: Store, name: str, version: int, report: Report, policy: Policy) -> dict[str, Any]:
+def _decide(store: Store, name: str, version: int, report: Report, rule: PromotionRule) -> dict[str, Any]:
     store.client.set_registered_model_alias(name, CHALLENGER, str(version))
     aliases = _aliases(store, name)
     before = aliases.get(CHAMPION)
-    verdict = judge(report, None if before is None else _report_of(store, name, before), policy)
+    verdict = judge(report, None if before is None else _report_of(store, name, before), rule)
     store.client.set_model_version_tag(name, str(version), "gate", "passed" if verdict.passed else "failed")
     store.client.set_model_version_tag(name, str(version), "gate.reason", verdict.reason[:MAX_TAG_CHARACTERS])
     if verdict.passed:
-        _crown(store, name, version, aliases)
+        _set_champion(store, name, version, aliases)
     return {
         "model_name": name,
         "version": version,
@@ -163,7 +165,7 @@ def _decide(store: Store, name: str, version: int, report: Report, policy: Polic
     }
 
 
-def _crown(store: Store, name: str, version: int, aliases: dict[str, int]) -> None:
+def _set_champion(store: Store, name: str, version: int, aliases: dict[str, int]) -> None:
     """`previous` first: whatever interrupts this, a champion is named and the old one can be found."""
     if CHAMPION in aliases:
         store.client.set_registered_model_alias(name, PREVIOUS, str(aliases[CHAMPION]))
@@ -204,7 +206,7 @@ def _fetch(store: Store, version: "ModelVersion") -> Path:
 
 @contextmanager
 def _plain_errors(what: str) -> Iterator[None]:
-    """MLflow's errors as the one sentence that a user can act on."""
+    """MLflow's errors as one sentence that a user can act on."""
     from mlflow.exceptions import MlflowException
 
     try:

@@ -1,10 +1,11 @@
-"""The model as MLflow serves it: prompts in, PNG pictures out. MLflow stores this file itself (models-from-code), no pickle.
+"""The model as MLflow serves it: prompts in, PNG images out. MLflow stores this file itself (models-from-code), no pickle.
 
 It is run by MLflow, when a model is saved and when it is loaded; nothing else imports it.
 """
 
 import base64
 import io
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,24 +22,16 @@ class TextToImageModel(PythonModel):
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        from darkroom.sampling import TextToImage  # here, so that saving a model does not load torch
+        from darkroom.sampling.text_to_image import TextToImage  # here, so that saving a model does not load torch
 
-        self.model = TextToImage.load(context.artifacts["bundle"])
+        self.model = TextToImage.load(Path(context.artifacts["bundle"]))
 
     def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        params = params or {}
+        options = dict(params or {})
+        first_seed = int(options.pop("seed", 0))
         prompts = [str(prompt) for prompt in model_input["prompt"]]
-        seeds = [int(params.get("seed", 0)) + row for row in range(len(prompts))]
-        images = self.model.sample(
-            prompts,
-            seeds=seeds,
-            steps=params.get("steps"),
-            sampler=params.get("sampler"),
-            spacing=params.get("spacing"),
-            guidance_scale=params.get("guidance_scale"),
-            guidance_rescale=params.get("guidance_rescale", 0.0),
-            negative_prompts=[params.get("negative_prompt", "")] * len(prompts),
-        )  # uint8 (B, H, W, 3)
+        seeds = [first_seed + row for row in range(len(prompts))]
+        images = self.model.sample(prompts, seeds=seeds, **options)  # uint8 (B, H, W, 3)
         return pd.DataFrame({"prompt": prompts, "seed": seeds, "png": [_png(image) for image in images]})
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from darkroom.interchange.exchange import export_model, import_model
-from darkroom.sampling import TextToImage
+from darkroom.sampling.text_to_image import TextToImage
 from tests.interchange.pipelines import Kind, make_pipeline
 
 

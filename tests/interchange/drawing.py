@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from darkroom.diffusion.schedule import noise_levels
-from darkroom.sampling import TextToImage
+from darkroom.sampling.text_to_image import TextToImage
 from tests.interchange.pipelines import SIDE
 
 PROMPTS = ["a black cat on a sofa", "two ginger cats, at night"]

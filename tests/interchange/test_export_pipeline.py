@@ -14,7 +14,7 @@ from darkroom.models.clip import CONFIG_FILE, ClipTowers
 from darkroom.models.text_conditioning import TextConditioning
 from darkroom.models.weights import load_model
 from darkroom.provenance import write_index
-from darkroom.sampling import TextToImage
+from darkroom.sampling.text_to_image import TextToImage
 from tests.interchange.conftest import Imported
 from tests.interchange.drawing import assert_same_pictures, draw_ours, draw_theirs
 from tests.interchange.own_model import write_model

@@ -75,14 +75,14 @@ def test_each_difference_is_one_sentence(changes: dict[str, Any], sentence: str)
 @pytest.mark.parametrize(("kind", "zero_terminal_snr"), [("cosine", False), ("scaled_linear", True), ("linear", False)])
 def test_another_schedule_is_an_obstacle(kind: str, zero_terminal_snr: bool) -> None:
     schedule = Schedule.make(kind, 1000, 0.00085, 0.012, zero_terminal_snr=zero_terminal_snr)
-    (found,) = obstacles(dataclasses.replace(diffusion(), schedule=schedule), UNET1, VAE, TEXT1)
+    (found,) = obstacles(diffusion().model_copy(update={"schedule": schedule}), UNET1, VAE, TEXT1)
     assert found.startswith(f"The noise schedule is `{kind}` (1000 steps, beta 0.00085 to 0.012")
     assert ("zero terminal SNR" in found) == zero_terminal_snr
 
 
 def test_quadratic_is_stable_diffusions_schedule_under_another_name() -> None:
     schedule = Schedule.make("quadratic", 1000, 0.00085, 0.012)
-    assert not obstacles(dataclasses.replace(diffusion(), schedule=schedule), UNET1, VAE, TEXT1)
+    assert not obstacles(diffusion().model_copy(update={"schedule": schedule}), UNET1, VAE, TEXT1)
 
 
 def test_the_card_lists_the_differences_or_says_that_there_are_none() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from darkroom.diffusion.schedule import Schedule
 from darkroom.interchange.exchange import export_model, import_model
 from darkroom.interchange.single_file import SingleFile
-from darkroom.sampling import TextToImage
+from darkroom.sampling.text_to_image import TextToImage
 from tests.interchange.conftest import Imported
 from tests.interchange.drawing import assert_same_pictures, draw_ours, draw_theirs
 from tests.interchange.own_model import write_model

@@ -31,7 +31,7 @@ from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import load_model, save_model
 from darkroom.pixels import to_float
 from darkroom.provenance import read_index, write_index
-from darkroom.sampling import TextToImage
+from darkroom.sampling.text_to_image import TextToImage
 from darkroom.tracking.tracker import NullTracker
 from stages.evaluate import choose_sources
 from tests.tiny_run import make_project, run_stage, write_params
@@ -54,7 +54,8 @@ def make_models(data: Path) -> None:
                                                        norm_num_groups=4, latent_channels=4, latent_size=8, context_dim=32))  # fmt: skip
     unet.initialise(0)
     save_model(unet, data / "unet")
-    DiffusionConfig(Schedule.make("cosine", 1000, 0.001, 0.01), "v_prediction", "ddim", 2, 1.0).save(data / "unet")
+    schedule = Schedule.make("cosine", 1000, 0.001, 0.01)
+    DiffusionConfig(schedule=schedule, prediction="v_prediction", sampler="ddim", steps=2, guidance_scale=1.0).save(data / "unet")
     (data / "unet" / "curves").mkdir()
     (data / "unet" / "curves" / "train.csv").write_text("step,loss\n0,1.0\n10,0.5\n")
     (data / "unet" / "curves" / "val.csv").write_text("step,loss\n10,0.6\n")

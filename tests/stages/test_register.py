@@ -16,7 +16,7 @@ import pytest
 
 from darkroom.provenance import read_index, write_index, write_json
 from darkroom.stage import RAW
-from darkroom.tracking.registry import download
+from darkroom.tracking.registry import registered_folder
 from darkroom.tracking.store import open_store
 from stages import register
 from tests.tiny_run import STAGES
@@ -80,7 +80,7 @@ def test_the_decision_is_recorded_and_the_version_knows_where_it_comes_from(toy:
 
 def test_the_registered_bundle_holds_what_the_folders_hold(toy: Path) -> None:
     run_stage(toy)
-    bundle = download("models:/darkroom@champion", toy)
+    bundle = registered_folder("models:/darkroom@champion", toy)
     for part in ("clip", "vae", "unet"):
         assert read_index(bundle / part) == read_index(toy / "data" / part)
         assert (bundle / part / "model.safetensors").read_text() == part
@@ -153,11 +153,11 @@ def test_a_server_keeps_a_model_that_another_program_can_load_and_draw_with(toy:
         (toy / "mlflow.db").unlink()
         assert run_stage(toy)["decision"] == "champion"
         assert not (toy / "mlflow.db").exists()
-        copy = download("models:/darkroom@champion", toy)
+        copy = registered_folder("models:/darkroom@champion", toy)
         assert copy.is_relative_to(toy / ".scratch" / "registry")
         assert (copy / "unet" / "diffusion.json").is_file()
         (copy / "unet" / "mark").touch()
-        assert (download("models:/darkroom/1", toy) / "unet" / "mark").exists()  # fetched once
+        assert (registered_folder("models:/darkroom/1", toy) / "unet" / "mark").exists()  # fetched once
         code = """
 import base64, mlflow
 model = mlflow.pyfunc.load_model("models:/darkroom@champion")
@@ -197,7 +197,7 @@ def make_real_models(data: Path) -> None:
     save_model(vae, folders["vae"])
     save_model(unet, folders["unet"])
     schedule = Schedule.make("cosine", 1000, 0.00085, 0.012)
-    DiffusionConfig(schedule, "v_prediction", "euler", 4, 1.0).save(folders["unet"])
+    DiffusionConfig(schedule=schedule, prediction="v_prediction", sampler="euler", steps=4, guidance_scale=1.0).save(folders["unet"])
     for name, folder in folders.items():
         write_index(folder, stage=name, params={}, inputs={}, content={})
     write_index(data / "report", stage="evaluate", params={}, inputs={}, content={})

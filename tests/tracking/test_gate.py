@@ -2,9 +2,9 @@ import math
 
 import pytest
 
-from darkroom.tracking.gate import Policy, Report, judge
+from darkroom.tracking.gate import PromotionRule, Report, judge
 
-POLICY = Policy(metric="kid", standard_errors=2.0, max_copied_fraction=0.5)
+RULE = PromotionRule(metric="kid", standard_errors=2.0, max_copied_fraction=0.5)
 
 
 def report(kid: float, *, error: float = 0.0, copied: float = 0.1, eval_key: str = "key") -> Report:
@@ -12,57 +12,57 @@ def report(kid: float, *, error: float = 0.0, copied: float = 0.1, eval_key: str
 
 
 def test_the_first_version_passes() -> None:
-    assert judge(report(9.0), None, POLICY).passed
+    assert judge(report(9.0), None, RULE).passed
 
 
 def test_a_lower_number_passes_and_a_higher_or_equal_one_does_not() -> None:
-    assert judge(report(0.9), report(1.0), POLICY).passed
-    assert not judge(report(1.1), report(1.0), POLICY).passed
-    assert not judge(report(1.0), report(1.0), POLICY).passed
+    assert judge(report(0.9), report(1.0), RULE).passed
+    assert not judge(report(1.1), report(1.0), RULE).passed
+    assert not judge(report(1.0), report(1.0), RULE).passed
 
 
 @pytest.mark.parametrize(("value", "passed"), [(0.899, True), (0.901, False)])
 def test_the_difference_must_exceed_the_combined_noise(value: float, passed: bool) -> None:
     # errors 0.03 and 0.04 combine to 0.05; two of them are 0.1
-    assert judge(report(value, error=0.03), report(1.0, error=0.04), POLICY).passed is passed
+    assert judge(report(value, error=0.03), report(1.0, error=0.04), RULE).passed is passed
 
 
 def test_without_standard_errors_the_noise_is_zero() -> None:
     bare = Report({"kid": 0.9, "copied_fraction": 0.0}, "key")
-    assert judge(bare, Report({"kid": 0.91}, "key"), POLICY).passed
+    assert judge(bare, Report({"kid": 0.91}, "key"), RULE).passed
 
 
 @pytest.mark.parametrize("copied", [0.51, math.nan])
 @pytest.mark.parametrize("champion", [None, report(1.0)])
 def test_a_model_that_copies_its_photos_never_passes(copied: float, champion: Report | None) -> None:
-    verdict = judge(report(0.1, copied=copied), champion, POLICY)
+    verdict = judge(report(0.1, copied=copied), champion, RULE)
     assert not verdict.passed
     assert "above the limit of 0.5" in verdict.reason
 
 
 def test_the_limit_of_copies_itself_is_allowed() -> None:
-    assert judge(report(0.1, copied=0.5), None, POLICY).passed
+    assert judge(report(0.1, copied=0.5), None, RULE).passed
 
 
 def test_numbers_of_another_kind_of_evaluation_are_not_compared() -> None:
-    verdict = judge(report(0.1, eval_key="other"), report(1.0), POLICY)
+    verdict = judge(report(0.1, eval_key="other"), report(1.0), RULE)
     assert not verdict.passed
     assert "do not compare" in verdict.reason
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_none_does_not_pass(value: float) -> None:
-    assert not judge(report(value), None, POLICY).passed
+    assert not judge(report(value), None, RULE).passed
 
 
 def test_the_reason_names_both_numbers_and_the_noise() -> None:
-    verdict = judge(report(0.5, error=0.03), report(1.0, error=0.04), POLICY)
+    verdict = judge(report(0.5, error=0.03), report(1.0, error=0.04), RULE)
     assert verdict.reason == "kid is 0.5, the champion's is 1, the noise 0.1"
 
 
 def test_a_metric_that_is_not_in_the_report_is_named_with_those_that_are() -> None:
     with pytest.raises(ValueError, match="no metric `fid`, which the gate needs; it has copied_fraction, kid"):
-        judge(report(1.0), None, Policy("fid", 2.0, 0.5))
+        judge(report(1.0), None, PromotionRule("fid", 2.0, 0.5))
 
 
 def test_a_report_keeps_numbers_only() -> None:

@@ -10,21 +10,24 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import packages_distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest.mock import Mock, create_autospec
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from darkroom.tracking.bundle import BUNDLE, PARTS, REQUIREMENTS, build_bundle
-from darkroom.tracking.gate import Policy, Report
-from darkroom.tracking.registry import download, open_registry, promote, register, rollback
+from darkroom.sampling import PARTS
+from darkroom.tracking.bundle import BUNDLE, REQUIREMENTS, build_bundle
+from darkroom.tracking.gate import PromotionRule, Report
+from darkroom.tracking.registry import open_registry, promote, register, registered_folder, rollback
 from darkroom.tracking.store import Store, open_store
 from tests.test_architecture import TREES, closure
 from tests.test_architecture import imported as imports_of
 
 REPOSITORY = Path(__file__).parents[2]
-POLICY = Policy(metric="kid", standard_errors=2.0, max_copied_fraction=0.5)
+RULE = PromotionRule(metric="kid", standard_errors=2.0, max_copied_fraction=0.5)
 
 
 @pytest.fixture
@@ -59,7 +62,7 @@ def add(store: Store, kid: float, *, weights: bytes = b"weights", copied: float 
     run = store.client.create_run(store.experiment_id)
     report = Report({"kid": kid, "copied_fraction": copied}, eval_key)
     bundle = make_bundle(store.root, weights)
-    return register(store, "cats", bundle=bundle, report=report, run_id=run.info.run_id, tags={"git.commit": "c0ffee"}, policy=POLICY)
+    return register(store, "cats", bundle=bundle, report=report, run_id=run.info.run_id, tags={"git.commit": "c0ffee"}, rule=RULE)
 
 
 def names(store: Store) -> dict[str, int]:
@@ -119,7 +122,7 @@ def test_a_first_version_that_copies_photos_does_not_become_champion(store: Stor
     assert names(store) == {"challenger": 1}
 
 
-def test_promote_crowns_the_challenger_whatever_the_gate_said(store: Store) -> None:
+def test_promote_makes_the_challenger_champion_whatever_the_gate_decided(store: Store) -> None:
     add(store, 1.0)
     add(store, 2.0)
     assert promote(store, "cats") == {"model_name": "cats", "champion": {"before": 1, "after": 2}}
@@ -138,7 +141,7 @@ def test_rollback_brings_the_old_weights_back_and_twice_changes_nothing(store: S
     add(store, 0.5, weights=b"new")
 
     def live() -> bytes:
-        return (download("models:/cats@champion", store.root) / "unet" / "model.safetensors").read_bytes()
+        return (registered_folder("models:/cats@champion", store.root) / "unet" / "model.safetensors").read_bytes()
 
     assert live() == b"new"
     assert rollback(store, "cats") == {"model_name": "cats", "champion": {"before": 2, "after": 1}}
@@ -147,13 +150,13 @@ def test_rollback_brings_the_old_weights_back_and_twice_changes_nothing(store: S
     assert live() == b"new"
 
 
-def test_what_cannot_be_promoted_or_rolled_back_is_said_plainly(store: Store) -> None:
+def test_what_cannot_be_promoted_or_rolled_back_is_explained(store: Store) -> None:
     with pytest.raises(ValueError, match="`cats` could not be promoted: Registered Model with name=cats not found"):
         promote(store, "cats")
     with pytest.raises(ValueError, match="`cats` could not be rolled back"):
         rollback(store, "cats")
     add(store, 1.0)
-    with pytest.raises(ValueError, match=r"has no challenger; name the version to promote. Its names now: champion = version 1"):
+    with pytest.raises(ValueError, match=r"has no challenger; name the version to promote. Its aliases now: champion = version 1"):
         promote(store, "cats")
     with pytest.raises(ValueError, match="Version 1 of `cats` is its champion already"):
         promote(store, "cats", 1)
@@ -173,7 +176,7 @@ def test_a_misspelt_metric_is_found_before_anything_is_registered(store: Store) 
             report=Report({"kid": 1.0, "copied_fraction": 0.0}, "key"),
             run_id=run.info.run_id,
             tags={},
-            policy=Policy("kdi", 2.0, 0.5),
+            rule=PromotionRule("kdi", 2.0, 0.5),
         )
     assert not store.client.search_registered_models()
     assert not store.client.search_logged_models([store.experiment_id])
@@ -188,13 +191,13 @@ def test_mlflows_refusal_is_one_sentence(store: Store) -> None:
             report=Report({"kid": 1.0, "copied_fraction": 0.0}, "key"),
             run_id="0" * 32,
             tags={},
-            policy=POLICY,
+            rule=RULE,
         )
 
 
 def test_a_bundle_comes_back_whole_and_is_read_in_place(store: Store) -> None:
     add(store, 1.0)
-    folder = download("models:/cats/1", store.root)
+    folder = registered_folder("models:/cats/1", store.root)
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "clip", "lineage.json", "unet", "vae"]
     assert not any(path.is_symlink() for path in folder.rglob("*"))
     assert "| kid | 0.25 |" in (folder / "README.md").read_text()
@@ -218,14 +221,14 @@ def test_parts_that_dvc_keeps_as_links_or_on_another_disk_are_bundled_as_files(s
     assert (make_bundle_of(store.root, "copied") / "vae" / "model.safetensors").read_bytes() == b"weights"
 
 
-def test_what_cannot_be_downloaded_is_said_plainly(store: Store, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_what_is_not_registered_is_explained(store: Store, tmp_path_factory: pytest.TempPathFactory) -> None:
     add(store, 1.0)
-    with pytest.raises(ValueError, match="'models:/cats' is not a model of the registry; write models:/NAME@champion"):
-        download("models:/cats", store.root)
-    with pytest.raises(ValueError, match=r"`cats` has no version named 'champ'. Its names now: champion = version 1"):
-        download("models:/cats@champ", store.root)
+    with pytest.raises(ValueError, match="'models:/cats' is not the URI of a registered model; write models:/NAME@champion"):
+        registered_folder("models:/cats", store.root)
+    with pytest.raises(ValueError, match=r"`cats` has no alias 'champ'. Its aliases now: champion = version 1"):
+        registered_folder("models:/cats@champ", store.root)
     with pytest.raises(ValueError, match="models:/dogs@champion cannot be found"):
-        download("models:/dogs@champion", store.root)
+        registered_folder("models:/dogs@champion", store.root)
     with pytest.raises(ValueError, match=r"has no mlflow.db: run this in the folder of the project"):
         open_registry(tmp_path_factory.mktemp("elsewhere"))
 
@@ -239,56 +242,67 @@ def test_an_unreachable_registry_is_one_sentence(store: Store, monkeypatch: pyte
 
 def test_a_registered_model_has_no_pickle_and_no_path_of_this_machine(store: Store) -> None:
     add(store, 1.0)
-    folder = download("models:/cats/1", store.root).parents[1]
+    folder = registered_folder("models:/cats/1", store.root).parents[1]
     assert not list(folder.rglob("*.pkl"))
     text = (folder / "MLmodel").read_text()
     assert str(store.root) not in text
     assert str(REPOSITORY) not in text
 
 
-class FakeTextToImage:
-    """Draws flat pictures in the colour of the seed and remembers how it was asked."""
+@pytest.fixture
+def drawing(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """The `sample` of a model that draws flat images in the colour of the seed."""
+    from darkroom.sampling import text_to_image
 
-    calls: list[dict[str, Any]] = []  # noqa: RUF012
+    def load(folder: Path, device: torch.device | None = None) -> Mock:
+        assert (folder / "unet" / "model.safetensors").is_file()
+        return model
 
-    @classmethod
-    def load(cls, folder: str) -> "FakeTextToImage":
-        assert (Path(folder) / "unet" / "model.safetensors").is_file()
-        return cls()
-
-    def sample(self, prompts: Sequence[str], *, seeds: Sequence[int], **settings: Any) -> np.ndarray:
-        self.calls.append({"prompts": prompts, "seeds": seeds, **settings})
+    def sample(prompts: Sequence[str], *, seeds: Sequence[int], **options: Any) -> np.ndarray:
         return np.stack([np.full((4, 4, 3), seed, np.uint8) for seed in seeds])
+
+    model = create_autospec(text_to_image.TextToImage, instance=True)
+    model.sample.side_effect = sample
+    monkeypatch.setattr(text_to_image.TextToImage, "load", create_autospec(text_to_image.TextToImage.load, side_effect=load))
+    return cast(Mock, model.sample)
 
 
 @pytest.fixture
-def served(store: Store, monkeypatch: pytest.MonkeyPatch) -> Any:
+def served(store: Store, drawing: Mock, monkeypatch: pytest.MonkeyPatch) -> Any:
     from mlflow import pyfunc
 
-    import darkroom.sampling
-
-    monkeypatch.setattr(darkroom.sampling, "TextToImage", FakeTextToImage)
-    monkeypatch.setattr(FakeTextToImage, "calls", [])
     monkeypatch.setattr(sys, "path", list(sys.path))  # MLflow puts the model's own code in front
     add(store, 1.0)
-    return pyfunc.load_model(str(download("models:/cats@champion", store.root).parents[1]))
+    return pyfunc.load_model(str(registered_folder("models:/cats@champion", store.root).parents[1]))
 
 
-def test_the_served_model_draws_from_prompts_with_the_models_own_defaults(served: Any) -> None:
+def test_the_signature_has_the_served_options_with_the_defaults_of_the_model(served: Any) -> None:
+    found = [(param.name, param.dtype.name, param.default) for param in served.metadata.signature.params]
+    assert found == [
+        ("seed", "long", 0),
+        ("steps", "long", 7),
+        ("sampler", "string", "euler"),
+        ("spacing", "string", "karras"),
+        ("guidance_scale", "double", 2.5),
+        ("guidance_rescale", "double", 0.0),
+        ("negative_prompt", "string", ""),
+    ]
+
+
+def test_the_served_model_draws_from_prompts_with_the_models_own_defaults(served: Any, drawing: Mock) -> None:
     answer = served.predict([{"prompt": "a black cat"}, {"prompt": "a white cat"}])
     defaults = {"steps": 7, "sampler": "euler", "spacing": "karras", "guidance_scale": 2.5, "guidance_rescale": 0.0}
-    asked = {"prompts": ["a black cat", "a white cat"], "seeds": [0, 1], "negative_prompts": ["", ""]}
-    assert FakeTextToImage.calls == [asked | defaults]
+    drawing.assert_called_once_with(["a black cat", "a white cat"], seeds=[0, 1], negative_prompt="", **defaults)
     assert list(answer["prompt"]) == ["a black cat", "a white cat"]
-    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["png"][1]))))
-    assert np.array_equal(picture, np.full((4, 4, 3), 1, np.uint8))
+    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["png"][1]))))
+    assert np.array_equal(image, np.full((4, 4, 3), 1, np.uint8))
 
 
-def test_the_served_model_takes_the_parameters_of_its_signature(served: Any) -> None:
+def test_the_served_model_takes_the_parameters_of_its_signature(served: Any, drawing: Mock) -> None:
     settings = {"steps": 3, "sampler": "heun", "spacing": "leading", "guidance_scale": 1.0, "guidance_rescale": 0.5}
     answer = served.predict([{"prompt": "a"}, {"prompt": "b"}], params={"seed": 40, "negative_prompt": "dog"} | settings)
     assert list(answer["seed"]) == [40, 41]
-    assert FakeTextToImage.calls[0] == {"prompts": ["a", "b"], "seeds": [40, 41], "negative_prompts": ["dog", "dog"]} | settings
+    drawing.assert_called_once_with(["a", "b"], seeds=[40, 41], negative_prompt="dog", **settings)
 
 
 def test_the_served_model_refuses_a_table_without_prompts(served: Any) -> None:
@@ -299,7 +313,7 @@ def test_the_served_model_refuses_a_table_without_prompts(served: Any) -> None:
 
 
 def test_the_model_asks_for_every_package_that_drawing_imports() -> None:
-    imported = {name.split(".")[0] for module in closure({"darkroom.sampling"}) for name in imports_of(TREES[module])}
+    imported = {name.split(".")[0] for module in closure({"darkroom.sampling.text_to_image"}) for name in imports_of(TREES[module])}
     owners = packages_distributions()
     owners |= {"ruamel": ["ruamel.yaml"], "mlflow": ["mlflow"]}  # shared by several distributions
     needed = {_plain(owners[name][0]) for name in imported - set(sys.stdlib_module_names) - {"darkroom", "stages", "flows"}}
