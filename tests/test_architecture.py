@@ -183,7 +183,7 @@ def undeclared(folders: tuple[str, ...], *extras: str) -> set[str]:
     lines = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
     declared = {normalised(re.split(r"[^\w.-]", line)[0]) for line in lines}
     roots = {name.split(".")[0] for path in files_of(*folders) for name in imported(ast.parse(path.read_text(encoding="utf-8")))}
-    foreign = roots - set(sys.stdlib_module_names) - {*OURS, "tests", "benchmarks"}
+    foreign = roots - set(sys.stdlib_module_names) - {*OURS, "tests", "benchmarks", "docs"}
     providers = packages_distributions()
     return {root for root in foreign if declared.isdisjoint(normalised(name) for name in providers[root])}
 
