@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "darkroom.demo": (*GROUND, "darkroom.evaluation"),
     "darkroom.tracking": GROUND,
-    "darkroom.tracking.bundle": (*GROUND, "darkroom.tracking", "darkroom.sampling.request"),  # the parameters of the served model
+    "darkroom.tracking.bundle": (*GROUND, "darkroom.tracking", "darkroom.sampling"),  # parts of a model, parameters of the served one
     "darkroom.tracking.served_model": ("darkroom.sampling", "darkroom.tracking"),
     "darkroom.training": (*GROUND, "darkroom.models", "darkroom.diffusion", "darkroom.data", "darkroom.tracking.tracker"),
     "darkroom.sampling": (*GROUND, "darkroom.models", "darkroom.diffusion"),
@@ -67,6 +67,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 DOORS: dict[str, tuple[str, ...]] = {
     "mlflow": ("darkroom.tracking",),
     "prefect": ("flows",),
+    "typer": ("darkroom.cli",),
     "dvc": ("flows.graph",),
     "webdataset": ("darkroom.data",),
     "open_clip": ("darkroom.models.clip",),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from darkroom.cli.picture_files import PICTURE_SUFFIXES, check_in, check_out, parse_size, read_image, read_mask, write_pictures
+from darkroom.cli.image_files import IMAGE_SUFFIXES, check_in, check_out, parse_size, read_image, read_mask, write_images
 from darkroom.sampling.request import HINTS, OPTIONS, Act, choices
 
 SIZE = tuple[int, int] | None
@@ -16,7 +16,7 @@ METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", tuple[float, floa
 Model = Annotated[
     str, typer.Option(metavar="DIR_OR_URI", help="A folder with clip/, vae/ and unet/, or models:/NAME@ALIAS from the MLflow registry")
 ]
-Out = Annotated[Path, typer.Option(metavar="FILE", help=f"A new image file: {', '.join(PICTURE_SUFFIXES)}")]
+Out = Annotated[Path, typer.Option(metavar="FILE", help=f"A new image file: {', '.join(IMAGE_SUFFIXES)}")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists")]
 
 
@@ -96,7 +96,7 @@ def sample(
         show_progress=True,
         **options,
     )
-    write_pictures(out, images, columns=len(seed))
+    write_images(out, images, columns=len(seed))
 
 
 @drawing_options("edit")
@@ -127,7 +127,7 @@ def edit(
     opened = open_model(model)
     photo = read_image(image, options.pop("size") or opened.size)
     images = opened.edit(photo, prompt, to, iterations=iterations, show_progress=True, **options)
-    write_pictures(out, images, columns=len(to))
+    write_images(out, images, columns=len(to))
 
 
 @drawing_options("interpolate")
@@ -155,4 +155,4 @@ def interpolate(
     from darkroom.open_model import open_model
 
     images = open_model(model).interpolate(prompt, seeds=seed, num=num, show_progress=True, **options)
-    write_pictures(out, images, columns=num)
+    write_images(out, images, columns=num)

@@ -1,5 +1,6 @@
 """The options of a drawing: one list for Python, the command line, the served model and the docs."""
 
+import runpy
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -50,6 +51,21 @@ def test_a_number_that_is_none_is_out_of_range() -> None:
 def test_a_sampler_that_takes_one_image_at_a_time_gets_one() -> None:
     assert [rows.stop - rows.start for rows in Request(**DEFAULTS, batch_size=2).batches(3)] == [2, 2]
     assert len(Request(**DEFAULTS | {"sampler": "ode_adaptive"}, batch_size=2).batches(3)) == 3
+
+
+def test_the_page_about_drawing_has_the_table_of_the_request() -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "write_drawing_options.py"))
+    page = script["PAGE"].read_text(encoding="utf-8")
+    assert page == script["with_table"](page), "run `python docs/write_drawing_options.py`"
+
+
+def test_defaults_in_words_are_those_of_the_fields() -> None:
+    for field in fields(Request):
+        words, value = OPTIONS[field.name].default, field.default
+        if words.isdigit():
+            assert float(words) == value
+        else:
+            assert (words == "the model's") is (value is MISSING)
 
 
 def test_an_option_stands_in_at_most_four_files() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.metadata import packages_distributions
@@ -310,6 +311,11 @@ def test_the_served_model_refuses_a_table_without_prompts(served: Any) -> None:
 
     with pytest.raises(MlflowException, match="prompt"):
         served.predict([{"text": "a"}])
+
+
+def test_the_registry_does_not_load_torch() -> None:
+    script = "import sys, darkroom.tracking.registry; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=False).returncode == 0
 
 
 def test_the_model_asks_for_every_package_that_drawing_imports() -> None:

@@ -9,14 +9,14 @@ import typer
 if TYPE_CHECKING:
     import numpy as np
 
-PICTURE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 WHITE = 128  # of 255: from here on a mask means "repaint"
 
 
 def check_out(path: Path, *, force: bool) -> None:
     """Before the model is loaded, which takes longer than reading a message."""
-    if path.suffix.lower() not in PICTURE_SUFFIXES:
-        raise ValueError(f"--out {path} must end in one of {', '.join(PICTURE_SUFFIXES)}.")
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise ValueError(f"--out {path} must end in one of {', '.join(IMAGE_SUFFIXES)}.")
     if path.is_dir():
         raise ValueError(f"--out {path} is a folder; name a file.")
     if path.exists() and not force:
@@ -28,7 +28,7 @@ def check_in(path: Path | None, option: str) -> None:
         raise ValueError(f"{option} {path}: file not found.")
 
 
-def write_pictures(path: Path, images: "np.ndarray", *, columns: int) -> None:
+def write_images(path: Path, images: "np.ndarray", *, columns: int) -> None:
     """uint8 (B, H, W, 3) side by side in one file, `columns` in a row; says so."""
     from PIL import Image
 
