@@ -16,11 +16,11 @@ class DiffusionConfig:
     """The content of diffusion.json, which is stored beside the weights of a U-Net."""
 
     schedule: Schedule
-    prediction: str  # a name in diffusion.denoiser.PREDICTIONS
+    prediction: str  # one of diffusion.denoiser.PREDICTIONS
     sampler: str  # this and the following: defaults of sampling
     steps: int
     guidance_scale: float
-    spacing: str = "trailing"  # of the noise levels, a name in diffusion.schedule.SPACINGS
+    spacing: str = "trailing"  # of the noise levels, one of diffusion.schedule.SPACINGS
 
     @classmethod
     def from_params(cls, params: TrainUnetParams) -> "DiffusionConfig":

@@ -28,5 +28,5 @@ def test_a_registered_model_is_exported_by_its_alias(tmp_path: Path, monkeypatch
 
 
 def test_a_refusal_is_one_line_and_exit_status_1(sd1: Imported, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"^darkroom import: .*source says itself what it predicts; leave --prediction out\.$"):
+    with pytest.raises(SystemExit, match=r"^darkroom import: .*source already defines its prediction; remove --prediction\.$"):
         main(["import", str(sd1.source), str(tmp_path / "out"), "--prediction", "epsilon"])

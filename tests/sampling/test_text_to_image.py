@@ -221,9 +221,9 @@ def test_guidance_can_be_kept_to_an_interval_of_timesteps_and_rescaled(artist: T
     np.testing.assert_array_equal(guided, artist.sample(["a cat"], seeds=[1], guidance_interval=(0, 999), **strong))
     assert_same(plain, artist.sample(["a cat"], seeds=[1], guidance_interval=(0.1, 0.2), **strong))
     assert differ(guided, artist.sample(["a cat"], seeds=[1], guidance_rescale=1.0, **strong))
-    with pytest.raises(ValueError, match="The rescale of guidance is 2"):
+    with pytest.raises(ValueError, match="guidance rescale is 2"):
         artist.sample(["a cat"], seeds=[1], guidance_rescale=2, **strong)
-    with pytest.raises(ValueError, match="The interval of guidance, 5 to 2, ends before it begins"):
+    with pytest.raises(ValueError, match="guidance interval 5 to 2 ends before it begins"):
         artist.sample(["a cat"], seeds=[1], guidance_interval=(5, 2), **strong)
 
 
@@ -250,11 +250,11 @@ def test_clip_guidance_needs_an_image_tower(artist: TextToImage, monkeypatch: py
     [
         ({"sampler": "eulr"}, "There is no sampler 'eulr'; there are ddim, ddpm"),
         ({"sampler": ""}, "There is no sampler ''"),
-        ({"spacing": "even"}, "There is no spacing 'even'; there are trailing"),
+        ({"spacing": "even"}, "Unknown spacing 'even'; expected one of trailing"),
         ({"steps": 0}, "steps is 0"),
-        ({"steps": 1001}, "1001 trailing steps do not fit"),
+        ({"steps": 1001}, "steps is 1001; with spacing trailing"),
         ({"batch_size": 0}, "batch_size is 0; at least 1 is needed"),
-        ({"strength": 1.5, "image": photo(16, 16)}, "strength is 1.5; it should be between 0"),
+        ({"strength": 1.5, "image": photo(16, 16)}, "strength is 1.5; it must be between 0"),
         ({"strength": 0.5}, "strength says how much of a picture is drawn anew: give `image` too"),
         ({"mask": np.ones((16, 16), bool)}, "mask says what of a picture is drawn anew: give `image` too"),
         ({"image": photo(16, 16), "size": (8, 8)}, "image is 16 x 16 px, but size says 8 x 8 px"),
