@@ -7,7 +7,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; d
 WORKERS ?= 2
 ARGS ?=
 
-# `make demo PRESET=presets/x.yaml` runs in a copy of the project, so that your params.yaml and data/ stay as they are.
+# `make demo PRESET=toy-quick` (a name in presets/, or a file) runs in a copy of the project; your params.yaml and data/ stay as they are.
 PRESET ?= params.yaml
 RUN := $(if $(filter params.yaml,$(PRESET)),.,.scratch/demo-$(basename $(notdir $(PRESET))))
 CATS ?= 3000
@@ -40,7 +40,8 @@ demo: install  ## draws toy cats (unless data/raw has photos), trains on them, e
 	@if [ $(RUN) != . ]; then \
 		echo "$(PRESET) runs in a copy of the project, $(RUN); your params.yaml and data/ stay as they are."; \
 		mkdir -p $(RUN)/data && cd $(RUN) && rm -rf darkroom stages flows && cd - >/dev/null && \
-		cp -R darkroom stages flows dvc.yaml .dvcignore prefect.toml $(RUN)/ && cp $(PRESET) $(RUN)/params.yaml; \
+		cp -R darkroom stages flows dvc.yaml .dvcignore prefect.toml $(RUN)/ && \
+		darkroom params $(PRESET) > $(RUN)/params.yaml.tmp && mv $(RUN)/params.yaml.tmp $(RUN)/params.yaml; \
 	fi
 	@cd $(RUN) && $(READY_DVC)
 	@cd $(RUN) && if [ -n "$$(ls -A data/raw 2>/dev/null)" ]; then \

@@ -1,57 +1,90 @@
-"""The parameters of a run as typed, frozen, strict sections: one class a stage, one field a number."""
+"""The parameters of a run as typed, frozen, strict sections: one class per stage, one field per parameter.
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+A field is the one place where a parameter stands: type, range, default (the toy's) and explanation. `darkroom params` turns them into
+params.yaml; `python docs/write_parameters.py` writes them into all files of the project that are made from them.
+"""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
 
 from darkroom import choices
+from darkroom.param_groups import (
+    AdversarialParams,
+    ClassifierPixels,
+    ClipModel,
+    Count,
+    Fraction,
+    LoraParams,
+    NotNegative,
+    PerceptualParams,
+    Positive,
+    PositiveInt,
+    SamplerParams,
+    ScheduleParams,
+    Section,
+    UnetModel,
+    VaeModel,
+    group,
+)
 
-Fraction = Field(ge=0, le=1)
-PositiveInt = Field(gt=0)
+Precision = Annotated[
+    choices.Precision, Field(description="Precision of the arithmetic; weights are fp32; auto = bf16 where the hardware supports it")
+]
 
-
-class Section(BaseModel):
-    """Frozen and strict: no unknown key, no text where a number belongs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+# Of several sections, with another default in each
+Steps = Annotated[Count, Field(description="Optimizer steps")]
+BatchSize = Annotated[PositiveInt, Field(description="Images per optimizer step, over all processes")]
+LearningRate = Annotated[Positive, Field(description="Highest learning rate")]
+WeightDecay = Annotated[NotNegative, Field(description="Weight decay of AdamW, on matrices")]
+EmaDecay = Annotated[float, Field(ge=0, lt=1, description="Decay of the EMA of the weights; 0 = no EMA")]
+ValEvery = Annotated[PositiveInt, Field(description="Optimizer steps between validations")]
 
 
 class IngestParams(Section):
-    side: int = Field(ge=16, le=4096)  # side of the square pictures, px
-    captions: list[choices.CaptionSource]  # where to look, first hit wins; the template is last
-    caption_template: str = Field(min_length=1)  # {folder} and {stem} may be used; the caption of a photo without one
-    max_caption_characters: int = PositiveInt  # a longer caption rejects its photo
-    min_side: int = PositiveInt  # px; a photo with a shorter side is rejected
-    max_megapixels: float = Field(gt=0)  # declared size above this is rejected before decoding
-    max_rejected_fraction: float = Fraction  # above this the stage fails
-    background: str  # what shows through transparent pixels: "white", "#808080"
-    val_fraction: float = Field(gt=0, lt=1)  # held out, chosen by content hash
-    samples_per_shard: int = PositiveInt  # aimed at; membership is a function of the content hash
-    format: choices.ImageFormat  # of the pictures in the shards
-    jpeg_quality: int = Field(ge=1, le=100)
-    num_workers: int = Field(ge=0)  # processes; 0 = one a core
+    """Photos and captions to shards of square images, see docs/ingest.md"""
+
+    side: int = Field(32, ge=16, le=4096, description="Side of the square images, px")
+    captions: list[choices.CaptionSource] = Field(
+        ["text_file", "metadata", "folder"], description="Where captions are looked for; the first hit wins, the template comes last"
+    )
+    caption_template: str = Field(
+        "a picture of a cat", min_length=1, description="Caption of a photo without one; may use {folder} and {stem} (the file's name)"
+    )
+    max_caption_characters: PositiveInt = Field(1000, description="Longest caption, characters; a photo with a longer one is rejected")
+    min_side: PositiveInt = Field(16, description="Shortest side of a photo, px; smaller photos are rejected")
+    max_megapixels: Positive = Field(100, description="Largest photo, megapixels; larger ones are rejected before they are decoded")
+    max_rejected_fraction: Fraction = Field(0.2, description="Largest share of rejected photos; above it the stage fails")
+    background: str = Field("white", description="Colour that shows through transparent pixels, e.g. white or #808080")
+    val_fraction: float = Field(0.1, gt=0, lt=1, description="Share of held-out photos, chosen by content hash")
+    samples_per_shard: PositiveInt = Field(1000, description="Largest average number of photos per shard")
+    format: choices.ImageFormat = Field("png", description="Format of the images in the shards")
+    jpeg_quality: int = Field(95, ge=1, le=100, description="JPEG quality, 1 to 100; for format: jpeg")
+    num_workers: Count = Field(0, description="Processes; 0 = one per core")
 
 
 class TrainingParams(Section):
-    """What every training stage has."""
+    """Parameters of every training stage."""
 
-    steps: int = Field(ge=0)  # optimizer steps
-    batch_size: int = PositiveInt  # pictures per optimizer step over all processes
-    gradient_accumulation: int = PositiveInt  # micro-steps an optimizer step is split into
-    lr: float = Field(gt=0)
-    warmup_steps: int = Field(ge=0)
-    lr_decay: choices.LrDecay
-    weight_decay: float = Field(ge=0)
-    grad_clip: float = Field(gt=0)  # largest gradient norm
-    ema_decay: float = Field(ge=0, lt=1)  # 0 = no averaging
-    precision: choices.Precision  # of the arithmetic; the weights are fp32
-    log_every: int = PositiveInt  # steps
-    val_every: int = PositiveInt  # steps
-    checkpoint_every: int = PositiveInt  # steps
-    num_processes: int = PositiveInt  # started by `accelerate launch`, one a device
-    seed: int = Field(ge=0)
+    steps: Steps = 1000
+    batch_size: BatchSize = 64
+    gradient_accumulation: PositiveInt = Field(1, description="Micro-steps per optimizer step")
+    lr: LearningRate = 1e-3
+    warmup_steps: Count = Field(50, description="Optimizer steps of the warm-up, in which the learning rate rises from 0")
+    lr_decay: choices.LrDecay = Field("cosine", description="Course of the learning rate after the warm-up")
+    weight_decay: WeightDecay = 0.0
+    grad_clip: Positive = Field(1.0, description="Gradient clipping: largest gradient norm")
+    ema_decay: EmaDecay = 0.0
+    precision: Precision = "auto"
+    log_every: PositiveInt = Field(20, description="Optimizer steps between two points of the training curves")
+    val_every: ValEvery = 200
+    checkpoint_every: PositiveInt = Field(200, description="Optimizer steps between checkpoints; a killed run resumes from the last one")
+    num_processes: PositiveInt = Field(1, description="Processes, one per device")
+    seed: Count = Field(0, description="Seed of weights, data order and noise")
 
     @property
     def micro_batch(self) -> int:
-        """Pictures that one process looks at at a time."""
+        """Images per process and micro-step."""
         return self.batch_size // (self.num_processes * self.gradient_accumulation)
 
     @model_validator(mode="after")
@@ -65,25 +98,26 @@ class TrainingParams(Section):
         return self
 
 
-class ClipModel(Section):
-    """The small two-tower CLIP that `mode: scratch` trains."""
-
-    embed_dim: int = PositiveInt  # of the shared space
-    image_size: int = PositiveInt  # px; pictures are resized to it
-    patch_size: int = PositiveInt  # px
-    vision_width: int = PositiveInt
-    vision_layers: int = PositiveInt
-    text_width: int = PositiveInt  # width of the token embeddings that the U-Net attends to
-    text_layers: int = PositiveInt
-    context_length: int = Field(ge=8, le=77)  # tokens, start and end marks included
-
-
 class TrainClipParams(TrainingParams):
-    mode: choices.ClipMode
-    pretrained: str  # `ARCH` and weights as `ARCH::TAG_OR_FILE`, `hf-hub:OWNER/NAME` or a local folder; "" in scratch
-    text_layer: choices.TextLayerOrSource  # whose hidden states the U-Net attends to; source = as a folder says, else last
-    pad_token: choices.PadTokenOrSource  # behind short captions; source = as a folder says, else zero
-    model: ClipModel
+    """Text encoder and image encoder (CLIP), see docs/train_clip.md"""
+
+    steps: Steps = 250
+    batch_size: BatchSize = 128
+    weight_decay: WeightDecay = 0.1
+    val_every: ValEvery = 100
+    mode: choices.ClipMode = Field(
+        "scratch", description="scratch = new weights; finetune = train those of `pretrained`; pretrained = use them as they are"
+    )
+    pretrained: str = Field(
+        "", description='ViT-B-32::laion2b_s34b_b79k, ViT-B-32::weights.safetensors, hf-hub:OWNER/NAME or a folder; "" with mode: scratch'
+    )
+    text_layer: choices.TextLayerOrSource = Field(
+        "source", description="Hidden states that the U-Net attends to; source = as in the folder `pretrained`, else last"
+    )
+    pad_token: choices.PadTokenOrSource = Field(
+        "source", description="Padding of short captions; end = the end token; source = as in the folder `pretrained`, else zero"
+    )
+    model: ClipModel = group(ClipModel, "Network of mode: scratch; ignored otherwise")
 
     @model_validator(mode="after")
     def _source_named(self) -> "TrainClipParams":
@@ -92,57 +126,23 @@ class TrainClipParams(TrainingParams):
         return self
 
 
-class VaeModel(Section):
-    latent_channels: int = PositiveInt
-    block_out_channels: list[int] = Field(min_length=1)  # one a resolution; each level after the first halves the side
-    layers_per_block: int = PositiveInt
-    norm_num_groups: int = PositiveInt
-    mid_block_add_attention: bool
-
-
-class ClassifierPixels(Section):
-    """The pixels that a classifier was trained on; the defaults are torchvision's."""
-
-    channels: choices.ChannelOrder = "rgb"
-    scale: float = Field(default=1.0, gt=0)  # pixels are 0..scale before mean and std
-    mean: list[float] = Field(default=[0.485, 0.456, 0.406], min_length=3, max_length=3)
-    std: list[float] = Field(default=[0.229, 0.224, 0.225], min_length=3, max_length=3)
-
-
-class PerceptualParams(ClassifierPixels):
-    """A distance in a classifier's features, beside the likelihood."""
-
-    weight: float = Field(ge=0)  # 0 = off, and no network is looked for
-    arch: str = ""  # a name in torchvision, e.g. squeezenet1_0
-    weights: str = ""  # a local .safetensors file; "" = torchvision's own, downloaded
-    layers: list[str] = []  # names of modules whose outputs are compared
-
-    @model_validator(mode="after")
-    def _network_named(self) -> "PerceptualParams":
-        if self.weight and not (self.arch and self.layers):
-            raise ValueError("perceptual.weight above 0 needs perceptual.arch and perceptual.layers (and weights, a local .safetensors)")
-        return self
-
-
-class AdversarialParams(Section):
-    """A discriminator of patches, beside the likelihood."""
-
-    weight: float = Field(ge=0)  # 0 = off; times the ratio of gradients that balances it with the likelihood
-    start_step: int = Field(ge=0)  # the first step that is judged
-    channels: int = PositiveInt  # of the discriminator's first layer
-    num_halvings: int = PositiveInt  # of the side; 3 = patches of 70 px
-
-
 class TrainVaeParams(TrainingParams):
-    init: str  # a folder in diffusers' layout to start from; "" = new weights
-    model: VaeModel  # of new weights; ignored with `init`
-    likelihood: choices.Likelihood  # of a pixel given its latents
-    decoder_scale: float = Field(gt=0)  # its standard deviation (gaussian) or scale (laplace), in units of [-1, 1]
-    learn_scale: bool  # start from decoder_scale and train it
-    kl_weight: float = Field(ge=0)  # 1 = the evidence lower bound
-    perceptual: PerceptualParams
-    adversarial: AdversarialParams
-    num_pictures: int = PositiveInt  # held-out reconstructions that are drawn
+    """Autoencoder (VAE), see docs/train_vae.md"""
+
+    steps: Steps = 800
+    batch_size: BatchSize = 32
+    lr: LearningRate = 2e-3
+    init: str = Field("", description="VAE to start from: a diffusers folder, used as it is with steps: 0; empty = new weights")
+    model: VaeModel = group(VaeModel, "Network of new weights; ignored with init")
+    likelihood: choices.Likelihood = Field("gaussian", description="Likelihood of a pixel given its latents")
+    decoder_scale: Positive = Field(
+        0.1, description="Standard deviation (gaussian) or scale (laplace) of the likelihood; pixels lie in [-1, 1]"
+    )
+    learn_scale: bool = Field(False, description="Train decoder_scale with the weights, starting from its value here")
+    kl_weight: NotNegative = Field(1.0, description="Weight of the KL term; 1 = the evidence lower bound")
+    perceptual: PerceptualParams = group(PerceptualParams, "Loss on the features of a classifier")
+    adversarial: AdversarialParams = group(AdversarialParams, "Loss of a patch discriminator")
+    num_pictures: PositiveInt = Field(16, description="Held-out reconstructions in the preview")
 
     @model_validator(mode="after")
     def _terms_agree(self) -> "TrainVaeParams":
@@ -157,80 +157,54 @@ class TrainVaeParams(TrainingParams):
 
 
 class ReconstructionGate(Section):
-    """What held-out reconstructions must reach before latents are cached; None = not asked."""
-
-    min_psnr: float | None = Field(gt=0)  # dB
-    min_ssim: float | None = Field(ge=-1, le=1)
-    max_frechet: float | None = Field(ge=0)  # in the features of the run's own CLIP
+    min_psnr: Positive | None = Field(22.0, description="Required PSNR, dB")
+    min_ssim: float | None = Field(0.75, ge=-1, le=1, description="Required SSIM; 1 = equal images")
+    max_frechet: NotNegative | None = Field(5.0, description="Largest Fréchet distance to the photos, in features of the run's own CLIP")
 
 
 class CacheLatentsParams(Section):
-    gate: ReconstructionGate
-    batch_size: int = PositiveInt
-    flip: bool  # cache the mirrored picture too; training draws one of the two
-    precision: choices.Precision
-    samples_per_shard: int = PositiveInt
+    """Posterior moments of all photos and token embeddings of all captions, see docs/cache_latents.md"""
 
-
-class UnetModel(Section):
-    block_out_channels: list[int] = Field(min_length=1)  # one a resolution
-    attention: list[bool] = Field(min_length=1)  # cross-attention at this resolution?
-    layers_per_block: int = PositiveInt
-    attention_head_dim: int = PositiveInt  # channels a head
-    norm_num_groups: int = PositiveInt
-
-    @model_validator(mode="after")
-    def _levels_agree(self) -> "UnetModel":
-        if len(self.attention) != len(self.block_out_channels):
-            raise ValueError(
-                f"model.attention has {len(self.attention)} entries, model.block_out_channels "
-                f"{len(self.block_out_channels)}: one each per resolution"
-            )
-        return self
-
-
-class ScheduleParams(Section):
-    kind: choices.ScheduleKind
-    num_train_timesteps: int = Field(ge=2)
-    beta_start: float = Field(gt=0, lt=1)
-    beta_end: float = Field(gt=0, lt=1)
-    zero_terminal_snr: bool  # stretched so that the last step is noise alone
-
-
-class SamplerParams(Section):
-    sampler: choices.SamplerName
-    spacing: choices.SpacingName  # of the noise levels
-    steps: int = PositiveInt
-    guidance_scale: float = Field(ge=0)  # 1 = off
-
-
-class LoraParams(Section):
-    """Small matrices that are trained beside the weights of `init`, which stay as they are."""
-
-    rank: int = Field(ge=0)  # of these matrices; 0 = off, all weights are trained
-    alpha: int = PositiveInt  # their product counts alpha / rank times
-    conv: bool  # beside convolutions too, not only beside attention's projections
+    gate: ReconstructionGate = group(
+        ReconstructionGate, "Required of held-out reconstructions before latents are cached; null = not required"
+    )
+    batch_size: PositiveInt = Field(64, description="Images per batch")
+    flip: bool = Field(True, description="Cache the mirrored image too; training draws one of the two")
+    precision: Precision = "auto"
+    samples_per_shard: PositiveInt = Field(1000, description="Largest average number of photos, or of captions, per shard")
 
 
 class TrainUnetParams(TrainingParams):
-    init: str  # a folder in diffusers' layout with diffusion.json to start from; "" = new weights
-    model: UnetModel  # of new weights; ignored with `init`
-    lora: LoraParams
-    gradient_checkpointing: bool  # keep less in memory, compute a third more
-    schedule: ScheduleParams
-    prediction: choices.Prediction
-    loss_weighting: choices.LossWeighting
-    min_snr_gamma: float = Field(gt=0)  # of min_snr and soft_min_snr
-    p2_gamma: float = Field(ge=0)
-    timesteps: choices.TimestepDraw  # how training draws them
-    lognormal_mean: float  # of log sigma
-    lognormal_std: float = Field(gt=0)
-    noise_offset: float = Field(ge=0)  # standard deviation of a noise that is one number a channel, added to the noise
-    input_perturbation: float = Field(ge=0)  # standard deviation of noise that the network sees but is not asked for
-    caption_dropout: float = Fraction  # share of captions replaced by the empty prompt, for guidance
-    sample_every: int = PositiveInt  # steps between sample pictures
-    num_samples: int = PositiveInt  # sample pictures, of held-out captions
-    sampling: SamplerParams  # of these pictures, and the default of the trained model
+    """Denoiser: a U-Net on cached latents, see docs/train_unet.md"""
+
+    weight_decay: WeightDecay = 0.01
+    ema_decay: EmaDecay = 0.995
+    init: str = Field(
+        "", description="U-Net to start from: IMPORTED/unet of `darkroom import`, used as it is with steps: 0; empty = new weights"
+    )
+    lora: LoraParams = group(LoraParams, "LoRA adapter that is trained instead of the weights of init")
+    gradient_checkpointing: bool = Field(False, description="Keep less for the backward pass: less memory, a third more arithmetic")
+    model: UnetModel = group(UnetModel, "Network of new weights; ignored with init")
+    schedule: ScheduleParams = group(ScheduleParams, "Noise level of each timestep")
+    prediction: choices.Prediction = Field(
+        "v_prediction", description="What the U-Net predicts; sample = the clean latents, flow = noise - sample"
+    )
+    loss_weighting: choices.LossWeighting = Field("min_snr", description="Weight of each timestep in the loss")
+    min_snr_gamma: Positive = Field(5.0, description="For min_snr and soft_min_snr: weights fall above this signal-to-noise ratio")
+    p2_gamma: NotNegative = Field(1.0, description="For p2: the larger, the less nearly clean timesteps count")
+    timesteps: choices.TimestepDraw = Field("uniform", description="How training draws timesteps; quasi_random = more evenly per batch")
+    lognormal_mean: float = Field(0.0, description="For lognormal: mean of log sigma")
+    lognormal_std: Positive = Field(1.0, description="For lognormal: standard deviation of log sigma")
+    noise_offset: NotNegative = Field(
+        0.0, description="Standard deviation of noise that is constant per channel, added to the noise; 0 = none, else about 0.1"
+    )
+    input_perturbation: NotNegative = Field(
+        0.0, description="Standard deviation of noise that the U-Net sees but must not predict; 0 = none, else about 0.1"
+    )
+    caption_dropout: Fraction = Field(0.1, description="Share of captions replaced by the empty prompt, for classifier-free guidance")
+    sample_every: PositiveInt = Field(400, description="Optimizer steps between previews")
+    num_samples: PositiveInt = Field(16, description="Samples per preview, of held-out captions")
+    sampling: SamplerParams = group(SamplerParams, "Sampling of previews, and the default of the trained model")
 
     @model_validator(mode="after")
     def _something_is_adapted(self) -> "TrainUnetParams":
@@ -242,19 +216,17 @@ class TrainUnetParams(TrainingParams):
     def _noise_can_be_told(self) -> "TrainUnetParams":
         if self.prediction == "epsilon" and self.schedule.zero_terminal_snr:
             raise ValueError(
-                "prediction: epsilon cannot have schedule.zero_terminal_snr: true, because noise alone tells nothing about the "
-                "picture; take v_prediction, sample or flow"
+                "prediction: epsilon cannot have schedule.zero_terminal_snr: true, because pure noise says nothing about the "
+                "image; take v_prediction, sample or flow"
             )
         return self
 
 
 class FeatureParams(ClassifierPixels):
-    """Whose features the distances are measured in."""
-
-    kind: choices.FeatureKind  # clip = the run's own
-    arch: str = ""  # torchvision: e.g. squeezenet1_0
-    weights: str = ""  # torchvision: a local .safetensors file
-    side: int = Field(default=224, gt=0)  # torchvision: px
+    kind: choices.FeatureKind = Field("clip", description="Feature extractor; clip = the run's own")
+    arch: str = Field("", description="torchvision: classifier, e.g. squeezenet1_0")
+    weights: str = Field("", description="torchvision: local .safetensors file with its weights")
+    side: PositiveInt = Field(224, description="torchvision: side to which images are resized, px")
 
     @model_validator(mode="after")
     def _classifier_named(self) -> "FeatureParams":
@@ -264,20 +236,28 @@ class FeatureParams(ClassifierPixels):
 
 
 class EvaluateParams(Section):
-    num_samples: int = Field(ge=2)  # pictures that are drawn
-    batch_size: int = PositiveInt
-    sampling: SamplerParams
-    seed: int = Field(ge=0)  # picture i has seed + i
-    features: FeatureParams
-    num_neighbours: int = PositiveInt  # k of precision and recall
-    num_grid: int = PositiveInt  # pictures in the grids
+    """Samples of held-out captions, and metrics of them, see docs/evaluate.md"""
+
+    num_samples: int = Field(256, ge=2, description="Samples, drawn from the captions of held-out photos")
+    batch_size: PositiveInt = Field(64, description="Samples per batch")
+    sampling: SamplerParams = group(SamplerParams, "How samples are drawn")
+    seed: Count = Field(0, description="Sample i is drawn with seed + i")
+    features: FeatureParams = group(FeatureParams, "Features in which distances are measured")
+    num_neighbours: PositiveInt = Field(3, description="Nearest neighbours (k) of precision and recall")
+    num_grid: PositiveInt = Field(32, description="Images per grid of the report")
 
 
 class RegisterParams(Section):
-    model_name: str = Field(min_length=1)  # in the MLflow registry
-    metric: str = Field(min_length=1)  # of metrics.json, lower is better
-    standard_errors: float = Field(ge=0)  # champion only if better by this many standard errors
-    max_copied_fraction: float = Fraction  # 0.5 = as far from training photos as fresh photos are, 1 = copies; above: refused
+    """A version in the MLflow registry, and the gate, see docs/register.md"""
+
+    model_name: str = Field("darkroom", min_length=1, description="Name in the MLflow registry")
+    metric: str = Field("kid", min_length=1, description="Metric of metrics.json that decides; lower is better")
+    standard_errors: NotNegative = Field(
+        2.0, description="A challenger becomes champion if it is better by more than this many standard errors"
+    )
+    max_copied_fraction: Fraction = Field(
+        0.8, description="Largest copied_fraction of a champion; 0.5 = as far from training photos as fresh photos, 1 = copies"
+    )
 
 
 SECTIONS: dict[str, type[Section]] = {

@@ -18,15 +18,18 @@ from darkroom.provenance import WATCHING
 ROOT = Path(__file__).parents[1]
 OURS = ("darkroom", "stages", "flows")
 GROUND = (
-    "darkroom.choices", "darkroom.config", "darkroom.device", "darkroom.params_file", "darkroom.pixels", "darkroom.progress",
-    "darkroom.provenance",
+    "darkroom.choices", "darkroom.config", "darkroom.device", "darkroom.param_groups", "darkroom.params_file", "darkroom.pixels",
+    "darkroom.progress", "darkroom.provenance",
 )  # fmt: skip
 
 # room -> what of ours it may import beside itself; the longest name that fits a module counts
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "darkroom": (),  # what stands in no room: the ground floor imports nothing of ours
-    "darkroom.config": ("darkroom.choices",),
-    "darkroom.params_file": ("darkroom.config",),
+    "darkroom.param_groups": ("darkroom.choices",),
+    "darkroom.config": ("darkroom.choices", "darkroom.param_groups"),
+    "darkroom.params_file": ("darkroom.config", "darkroom.param_groups"),
+    "darkroom.params_text": ("darkroom.config", "darkroom.param_groups", "darkroom.params_file"),
+    "darkroom.params_update": ("darkroom.params_file", "darkroom.params_text", "darkroom.provenance"),
     "darkroom.models": GROUND,
     "darkroom.diffusion": GROUND,
     "darkroom.data": GROUND,
@@ -38,6 +41,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "darkroom.interchange": (*GROUND, "darkroom.models", "darkroom.diffusion", "darkroom.sampling"),
     "darkroom.previews": (*GROUND, "darkroom.models", "darkroom.diffusion", "darkroom.data", "darkroom.evaluation", "darkroom.sampling"),
     "darkroom.stage": (*GROUND, "darkroom.tracking"),
+    "darkroom.cli.params": ("darkroom.params_file", "darkroom.params_text", "darkroom.params_update"),
     "darkroom.cli": (*GROUND, "darkroom.sampling", "darkroom.interchange", "darkroom.tracking", "darkroom.data", "darkroom.evaluation"),
     "stages": ("darkroom",),
     "flows": ("darkroom.config",),
@@ -51,7 +55,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "webdataset": ("darkroom.data",),
     "open_clip": ("darkroom.models.clip",),
     "accelerate": ("darkroom.training", "stages"),
-    "ruamel": ("darkroom.params_file",),
+    "ruamel": ("darkroom.params_file", "darkroom.params_update"),
     "yaml": (),
     "peft": ("darkroom.models.lora",),
     "diffusers": (),  # a test oracle, not a dependency

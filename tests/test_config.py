@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,10 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from darkroom.config import SECTIONS, TrainUnetParams
-from darkroom.params_file import load_params, read_yaml
+from darkroom.params_file import checked, defaults, load_params, merged, read_preset, read_yaml
 
 ROOT = Path(__file__).parents[1]
-FILES = ["params.yaml", *sorted(f"presets/{path.name}" for path in (ROOT / "presets").glob("*.yaml"))]
+PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -32,20 +33,69 @@ def refused(folder: Path, content: Any) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_the_files_of_the_project_are_accepted_and_complete(file: str) -> None:
-    sections = load_params(ROOT / file)
+def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value."""
+    inner = {f"{prefix}{key}": value for key, value in values.items() if not isinstance(value, dict)}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            inner |= leaves(value, f"{prefix}{key}.")
+    return inner
+
+
+def test_the_parameters_of_the_project_are_accepted_and_complete() -> None:
+    sections = load_params(ROOT / "params.yaml")
     assert {name: type(section) for name, section in sections.items()} == SECTIONS
 
 
-def test_every_parameter_is_explained_where_it_first_stands() -> None:
-    explained: set[str] = set()
-    for line in (ROOT / "params.yaml").read_text(encoding="utf-8").splitlines():
-        entry, _, comment = line.partition("#")
-        key, _, value = entry.strip().partition(":")
-        if comment.strip():
-            explained.add(key)
-        assert not value.strip() or key in explained, f"`{key}` needs a comment"
+def test_the_parameters_of_the_project_are_the_defaults(content: dict[str, Any]) -> None:
+    assert content == defaults()
+    assert checked(content, ROOT / "params.yaml") == {name: section() for name, section in SECTIONS.items()}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_holds_only_what_differs_from_the_defaults_and_is_accepted(preset: str) -> None:
+    changes, before = leaves(read_preset(str(ROOT / "presets" / f"{preset}.yaml"))), leaves(defaults())
+    assert changes
+    assert [name for name, value in changes.items() if before[name] == value] == []
+
+
+def test_the_presets_are_short() -> None:
+    assert sum(len((ROOT / "presets" / f"{preset}.yaml").read_text(encoding="utf-8").splitlines()) for preset in PRESETS) <= 220
+
+
+def test_a_preset_is_found_by_its_name_or_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert read_preset("toy-quick") == read_preset("presets/toy-quick.yaml") == read_preset(str(ROOT / "presets" / "toy-quick.yaml"))
+    with pytest.raises(ValueError, match=r"Preset presets/toy-slow\.yaml not found; presets here: .*toy-quick"):
+        read_preset("toy-slow")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"Preset presets/toy-quick\.yaml not found; presets here: none: .*presets is empty or missing"):
+        read_preset("toy-quick")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ingest: {sid: 64}", "`ingest.sid` is not a parameter; did you mean `ingest.side`?"),
+        ("ingest: {side: 1}", "`ingest.side` is 1: it must be greater than or equal to 16"),
+        ("train_vae: {batch_size: 3, gradient_accumulation: 2}", "`train_vae`: batch_size (3) must be a multiple"),
+    ],
+)
+def test_a_preset_with_a_mistake_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(f"mine.yaml: {message}")):
+        read_preset(str(tmp_path / "mine.yaml"))
+
+
+def test_a_preset_in_the_place_of_parameters_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"is a preset and only says what differs .* `darkroom params .*toy-quick\.yaml > params\.yaml`"):
+        load_params(ROOT / "presets" / "toy-quick.yaml")
+
+
+def test_changes_reach_any_depth_and_leave_the_rest() -> None:
+    values = {"a": {"b": {"c": 1, "d": 2}, "e": [1, 2]}}
+    assert merged(values, {"a": {"b": {"c": 3}, "e": [4]}}) == {"a": {"b": {"c": 3, "d": 2}, "e": [4]}}
+    assert values == {"a": {"b": {"c": 1, "d": 2}, "e": [1, 2]}}
 
 
 @pytest.mark.parametrize("number", ["1e-4", "1E-4", "0.0001", "1.0e-4"])
@@ -81,9 +131,18 @@ def test_a_misspelt_section_is_refused_with_the_nearest_one(tmp_path: Path, cont
 
 def test_a_missing_section_or_key_is_named(tmp_path: Path, content: dict[str, Any]) -> None:
     del content["evaluate"]["seed"]
-    assert "`evaluate.seed` is missing" in refused(tmp_path, content)
+    message = refused(tmp_path, content)
+    assert "`evaluate.seed` is missing" in message
+    assert f"Run `darkroom params --update {tmp_path / 'params.yaml'}`." in message
     del content["evaluate"]
     assert "section `evaluate` is missing" in refused(tmp_path, content)
+
+
+def test_a_missing_key_that_has_a_default_is_named_all_the_same(tmp_path: Path, content: dict[str, Any]) -> None:
+    """Else a default that changes in a new version would change a run, and DVC would not see it."""
+    del content["evaluate"]["features"]["side"]
+    del content["train_vae"]["perceptual"]["arch"]
+    assert "`train_vae.perceptual.arch`, `evaluate.features.side` are missing" in refused(tmp_path, content)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +274,7 @@ def test_a_game_that_never_starts_is_refused(tmp_path: Path, content: dict[str, 
 def test_a_perceptual_distance_needs_a_network_and_its_layers(tmp_path: Path, content: dict[str, Any], left_out: str) -> None:
     look = {"weight": 0.1, "arch": "squeezenet1_0", "layers": ["features.3"]}
     del look[left_out]
-    content["train_vae"]["perceptual"] = look
+    content["train_vae"]["perceptual"] |= look
     assert "perceptual.weight above 0 needs perceptual.arch and perceptual.layers" in refused(tmp_path, content)
 
 
@@ -243,14 +302,16 @@ def test_a_value_of_the_vae_and_its_gate_out_of_range_is_named(
 @pytest.mark.parametrize("left_out", ["arch", "weights"])
 def test_features_of_a_classifier_need_its_name_and_weights(tmp_path: Path, content: dict[str, Any], left_out: str) -> None:
     features = {"kind": "torchvision", "arch": "squeezenet1_0", "weights": "squeezenet.safetensors"}
-    content["evaluate"]["features"] = features | {left_out: ""}
+    content["evaluate"]["features"] |= features | {left_out: ""}
     assert "needs features.arch and features.weights" in refused(tmp_path, content)
 
 
 def test_a_file_that_is_missing_or_no_mapping_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"params\.yaml is missing\. Take one of presets/"):
+    with pytest.raises(ValueError, match=r"params\.yaml is missing\. Make it: `darkroom params > .*params\.yaml`"):
+        load_params(tmp_path / "params.yaml")
+    with pytest.raises(ValueError, match=r"params\.yaml is missing\."):
         read_yaml(tmp_path / "params.yaml")
-    with pytest.raises(ValueError, match="should map stage names to their parameters; found list"):
+    with pytest.raises(ValueError, match="must map stage names to their parameters; found list"):
         read_yaml(write(tmp_path, [1, 2]))
 
 

@@ -8,6 +8,7 @@ from accelerate.state import AcceleratorState
 from ruamel.yaml import YAML
 
 from darkroom.data.toy_cats import draw_toy_cats
+from darkroom.params_file import merged, read_yaml
 from darkroom.stage import execute
 
 STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # name -> reads, writes, as in each stage's last line
@@ -41,10 +42,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 def write_params(path: Path, **changes: dict[str, Any]) -> None:
     """The repository's params.yaml with CHANGES and then `changes` (section -> keys) applied."""
-    params = YAML(typ="safe").load((Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8"))
-    for section, values in [*CHANGES.items(), *changes.items()]:
-        params[section] |= values
-    YAML().dump(params, path)
+    YAML().dump(merged(merged(read_yaml(Path(__file__).parents[1] / "params.yaml"), CHANGES), changes), path)
 
 
 def make_project(root: Path, *, num_cats: int = 24, **changes: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ def add_doctor(commands: Commands) -> None:
         summary="say which photos of a folder can be used, and why not the others",
         description="Reads every photo of a folder as the stage `ingest` would, and says what it found. Nothing is changed.\n"
         "Exit status 1 means that `ingest` would refuse the folder.",
-        examples=["darkroom doctor data/raw", "darkroom doctor ~/Pictures/cats --params presets/photos-64-cpu.yaml"],
+        examples=["darkroom doctor data/raw", "darkroom doctor ~/Pictures/cats --params other-params.yaml"],
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="photos, with captions or without, in any tree of folders")
     parser.add_argument(

@@ -5,9 +5,9 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from darkroom.config import SamplerParams
 from darkroom.diffusion.samplers import SAMPLERS
 from darkroom.diffusion.schedule import KINDS, MOST_NOISE, SPACINGS, Schedule, noise_levels
+from darkroom.param_groups import SamplerParams
 
 ENDS = {"beta_start": 1e-4, "beta_end": 0.02}
 LINEAR = Schedule.make("linear", 1000, **ENDS)

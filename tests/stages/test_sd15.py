@@ -22,7 +22,7 @@ from torchvision.models import squeezenet1_0
 
 from darkroom.cli import main as darkroom
 from darkroom.data.toy_cats import draw_toy_cats
-from darkroom.params_file import read_yaml
+from darkroom.params_file import defaults, merged, read_preset
 from tests.interchange.pipelines import make_pipeline
 from tests.tiny_run import run_stage
 
@@ -52,10 +52,7 @@ SMALL: dict[str, dict[str, Any]] = {  # what a preset is changed in, so that it 
 
 def use_preset(root: Path, name: str) -> None:
     """Copies a preset as it stands, but for SMALL."""
-    params = read_yaml(ROOT / "presets" / name)
-    for section, values in SMALL.items():
-        params[section] |= values
-    YAML().dump(params, root / "params.yaml")
+    YAML().dump(merged(merged(defaults(), read_preset(str(ROOT / "presets" / name))), SMALL), root / "params.yaml")
 
 
 @pytest.fixture(scope="module")

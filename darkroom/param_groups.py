@@ -1,0 +1,113 @@
+"""Groups of parameters inside the sections of stages: networks, terms of the loss, noise schedule, sampling.
+
+How a field is written: see `darkroom.config`.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from darkroom import choices
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Frozen and strict: no unknown key, no text where a number belongs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def group(kind: type[Section], description: str) -> Any:
+    """A field of a section that is a section itself, with the defaults of its class."""
+    return Field(default_factory=kind, description=description)
+
+
+class ClipModel(Section):
+    embed_dim: PositiveInt = Field(64, description="Width of the space that images and captions share")
+    image_size: PositiveInt = Field(32, description="Side to which images are resized, px")
+    patch_size: PositiveInt = Field(8, description="Side of a patch of the image encoder, px")
+    vision_width: PositiveInt = Field(96, description="Channels of the image encoder")
+    vision_layers: PositiveInt = Field(3, description="Transformer blocks of the image encoder")
+    text_width: PositiveInt = Field(96, description="Channels of the text encoder: width of the token embeddings")
+    text_layers: PositiveInt = Field(2, description="Transformer blocks of the text encoder")
+    context_length: int = Field(32, ge=8, le=77, description="Longest caption, tokens including start and end token; 8 to 77")
+
+
+class VaeModel(Section):
+    latent_channels: PositiveInt = Field(4, description="Channels of the latents")
+    block_out_channels: list[int] = Field(
+        [32, 64, 64], min_length=1, description="Channels per resolution; each one after the first halves the side"
+    )
+    layers_per_block: PositiveInt = Field(1, description="Residual blocks per resolution")
+    norm_num_groups: PositiveInt = Field(16, description="Groups of GroupNorm; must divide all channel counts")
+    mid_block_add_attention: bool = Field(False, description="Self-attention at the lowest resolution")
+
+
+class ClassifierPixels(Section):
+    channels: choices.ChannelOrder = Field("rgb", description="Channel order that the classifier was trained on")
+    scale: Positive = Field(1.0, description="Pixel values are 0 to scale before mean and std; 1 for torchvision's weights")
+    mean: list[float] = Field([0.485, 0.456, 0.406], min_length=3, max_length=3, description="Subtracted from the pixels, per channel")
+    std: list[float] = Field([0.229, 0.224, 0.225], min_length=3, max_length=3, description="Divides the pixels, per channel")
+
+
+class PerceptualParams(ClassifierPixels):
+    weight: NotNegative = Field(0.0, description="Weight in the loss; 0 = off, no classifier is loaded")
+    arch: str = Field("", description="Classifier: a name in torchvision, e.g. squeezenet1_0")
+    weights: str = Field("", description='Local .safetensors file with its weights; "" = torchvision\'s own, downloaded')
+    layers: list[str] = Field([], description="Names of the modules whose outputs are compared")
+
+    @model_validator(mode="after")
+    def _network_named(self) -> "PerceptualParams":
+        if self.weight and not (self.arch and self.layers):
+            raise ValueError("perceptual.weight above 0 needs perceptual.arch and perceptual.layers (and weights, a local .safetensors)")
+        return self
+
+
+class AdversarialParams(Section):
+    weight: NotNegative = Field(0.0, description="Weight in the loss, times the ratio of gradients that balances it; 0 = off")
+    start_step: Count = Field(0, description="First step with the discriminator: when reconstructions no longer improve")
+    channels: PositiveInt = Field(32, description="Channels of the discriminator's first layer")
+    num_halvings: PositiveInt = Field(2, description="Halvings of the side by the discriminator; 2 = patches of 34 px, 3 = 70 px")
+
+
+class UnetModel(Section):
+    block_out_channels: list[int] = Field([64, 128], min_length=1, description="Channels per resolution of the latents")
+    attention: list[bool] = Field([True, True], min_length=1, description="Cross-attention to the caption, per resolution")
+    layers_per_block: PositiveInt = Field(1, description="Residual blocks per resolution")
+    attention_head_dim: PositiveInt = Field(32, description="Channels per attention head")
+    norm_num_groups: PositiveInt = Field(16, description="Groups of GroupNorm; must divide all channel counts")
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> "UnetModel":
+        if len(self.attention) != len(self.block_out_channels):
+            raise ValueError(
+                f"model.attention has {len(self.attention)} entries, model.block_out_channels "
+                f"{len(self.block_out_channels)}: one each per resolution"
+            )
+        return self
+
+
+class LoraParams(Section):
+    rank: Count = Field(0, description="Rank of the matrices, e.g. 16; 0 = off, all weights are trained")
+    alpha: PositiveInt = Field(16, description="The adapter counts alpha / rank times")
+    conv: bool = Field(False, description="Adapt convolutions too, not only the projections of attention")
+
+
+class ScheduleParams(Section):
+    kind: choices.ScheduleKind = Field("cosine", description="Noise schedule; scaled_linear is Stable Diffusion's, flow rectified flow's")
+    num_train_timesteps: int = Field(1000, ge=2, description="Timesteps of training")
+    beta_start: float = Field(0.00085, gt=0, lt=1, description="First beta; ignored by cosine and flow")
+    beta_end: float = Field(0.012, gt=0, lt=1, description="Last beta; ignored by cosine and flow")
+    zero_terminal_snr: bool = Field(False, description="Stretch the schedule so that the last timestep is pure noise; not with epsilon")
+
+
+class SamplerParams(Section):
+    sampler: choices.SamplerName = Field("dpmpp_2m", description="Sampler")
+    spacing: choices.SpacingName = Field("trailing", description="Spacing of the noise levels")
+    steps: PositiveInt = Field(20, description="Sampling steps")
+    guidance_scale: NotNegative = Field(2.0, description="Guidance scale; 1 = no guidance")
