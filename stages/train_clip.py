@@ -1,8 +1,8 @@
-"""train_clip: the text tower that conditions the U-Net, and the image tower that evaluation measures in.
+"""train_clip: the text encoder that conditions the U-Net, and the image encoder that evaluation measures with.
 
 Reads data/shards. Writes data/clip: open_clip_config.json and open_clip_model.safetensors (open_clip loads the folder by
-`local-dir:data/clip`), metrics.json and curves/. Modes: `pretrained` takes a model as it is, `finetune` goes on from one,
-`scratch` trains a small one on your own pictures and captions.
+`local-dir:data/clip`), metrics.json and curves/. Modes: `pretrained` uses a model as it is, `finetune` trains it further,
+`scratch` trains a small one on your own photos and captions.
 """
 
 from darkroom.config import TrainClipParams
@@ -39,7 +39,7 @@ def run(stage: Stage[TrainClipParams]) -> None:
 
 
 def conditioning(params: TrainClipParams, stored: TextConditioning) -> TextConditioning:
-    """What the source says, but for what the parameters say."""
+    """The conditioning of the source, with the values that the parameters override."""
     return TextConditioning(
         layer=stored.layer if params.text_layer == "source" else params.text_layer,
         pad_token=stored.pad_token if params.pad_token == "source" else params.pad_token,

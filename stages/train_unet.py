@@ -60,8 +60,8 @@ def run(stage: Stage[TrainUnetParams]) -> None:
             name=stage.name,
             scratch=stage.scratch / init,
             tracker=stage.tracker,
-            pictures=draw_samples,
-            pictures_every=params.sample_every,
+            draw_preview=draw_samples,
+            preview_every=params.sample_every,
         )
     else:
         unet.to(best_device())

@@ -36,7 +36,7 @@ def run(stage: Stage[TrainVaeParams]) -> None:
         stage.tracker.log_image("reconstructions", preview(device), step)
 
     task = VaeTask(vae, photos, held_out, params)
-    curves = train(task, params, name=stage.name, scratch=stage.scratch / init, tracker=stage.tracker, pictures=log_reconstructions)
+    curves = train(task, params, name=stage.name, scratch=stage.scratch / init, tracker=stage.tracker, draw_preview=log_reconstructions)
     if not stage.is_main:
         return
     device = best_device()

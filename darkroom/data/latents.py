@@ -2,12 +2,12 @@
 
 Layout of `data/latents`, all of it WebDataset shards (`darkroom.data.shards`):
 
-- `{train,val}-*.tar`: `<photo's key>.moments.npy`, float16 (V, 2, C, h, w): view 0 is the picture, view 1 (with `flip`) its
-  mirror image; [mean, standard deviation] as the encoder gives them. `<key>.json`: {"caption", "caption_key"}.
-- `captions-*.tar`: one sample per different caption, the empty prompt among them, under sha256 of its text:
+- `{train,val}-*.tar`: `<photo's key>.moments.npy`, float16 (V, 2, C, h, w): view 0 is the photo, view 1 (with `flip`) its
+  mirror image; [mean, standard deviation] of the raw latents. `<key>.json`: {"caption", "caption_key"}.
+- `captions-*.tar`: one sample per distinct caption, including the empty prompt, with the sha256 of its text as key:
   `<caption_key>.tokens.npy`, float16 (L, D), and `<caption_key>.json`: {"caption"}.
 
-Captions are stored once because 77 x 768 of them weigh 14 times as much as the latents of a 256 px photo.
+Each caption is stored once, because its 77 x 768 numbers are 14 times as large as the latents of a 256 px photo.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ def write_latents(
     samples: Iterable[tuple[str, str, np.ndarray]],  # (photo's key, caption, moments float32 (V, 2, C, h, w))
     samples_per_shard: int,
 ) -> list[dict[str, Any]]:
-    """Returns the split's table for index.json, see `write_shards`.
+    """Write one split and return its table for index.json, see `write_shards`.
 
     Raises:
         ValueError: moments that float16 cannot hold.
@@ -45,10 +45,10 @@ def write_latents(
 
     def encoded() -> Iterator[Sample]:
         for key, caption, moments in samples:
-            assert moments.ndim == 5, f"moments should be (V, 2, C, h, w), not {moments.shape}"
-            assert moments.shape[1] == 2, f"moments should be (V, 2, C, h, w), not {moments.shape}"
+            assert moments.ndim == 5, f"moments must be (V, 2, C, h, w), not {moments.shape}"
+            assert moments.shape[1] == 2, f"moments must be (V, 2, C, h, w), not {moments.shape}"
             fields = {"caption": caption, "caption_key": caption_key(caption)}
-            array = _to_half(moments, f"The latents of photo {key} ({split})", "Train the VAE anew, with a larger train_vae.kl_weight.")
+            array = _to_half(moments, f"The latents of photo {key} ({split})", "Train the VAE again with a larger train_vae.kl_weight.")
             yield {"__key__": key, MOMENTS: _npy(array), "json": canonical_json(fields).encode()}
 
     return write_shards(folder, split, encoded(), samples_per_shard=samples_per_shard)
@@ -60,7 +60,7 @@ def write_captions(
     *,
     samples_per_shard: int,
 ) -> list[dict[str, Any]]:
-    """Returns the table of the split `captions` for index.json, see `write_shards`.
+    """Write the split `captions` and return its table for index.json, see `write_shards`.
 
     Raises:
         ValueError: embeddings that float16 cannot hold.
@@ -68,7 +68,7 @@ def write_captions(
 
     def encoded() -> Iterator[Sample]:
         for caption, tokens in captions:
-            assert tokens.ndim == 2, f"token embeddings should be (L, D), not {tokens.shape}"
+            assert tokens.ndim == 2, f"token embeddings must be (L, D), not {tokens.shape}"
             array = _to_half(tokens, f"The token embeddings of {caption[:80]!r}", "Check the CLIP model of stage `train_clip`.")
             yield {"__key__": caption_key(caption), TOKENS: _npy(array), "json": canonical_json({"caption": caption}).encode()}
 
@@ -78,7 +78,7 @@ def write_captions(
 def _to_half(array: np.ndarray, what: str, remedy: str) -> np.ndarray:
     largest = float(np.abs(array).max())
     if not largest <= HALF_MAX:  # a NaN compares as false too
-        raise ValueError(f"{what} reach {largest:g}; float16, in which they are cached, ends at {HALF_MAX:g}. {remedy}")
+        raise ValueError(f"{what} reach {largest:g}; they are cached as float16, whose largest number is {HALF_MAX:g}. {remedy}")
     return array.astype(np.float16)
 
 
@@ -89,7 +89,7 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 class _Arrays:
-    """One float16 .npy member of fixed shape in every sample of a split, read straight out of the mapped shards."""
+    """One float16 .npy member of fixed shape in every sample of a split, read directly from the memory-mapped shards."""
 
     def __init__(self, reader: ShardReader, member: str, shape: tuple[int, ...]) -> None:
         self._reader = reader
@@ -101,8 +101,8 @@ class _Arrays:
             found = reader.member(i, member)
             if bytes(found[: len(header)]) != header or len(found) != len(header) + 2 * self._num_elements:
                 raise ValueError(
-                    f"{member} of {key} in {reader.folder} is not float16 {shape}, although index.json says so. "
-                    "Make the folder again with `dvc repro --force --single-item cache_latents`."
+                    f"{member} of {key} in {reader.folder} is not float16 {shape} as index.json says. "
+                    "Write the folder again with `dvc repro --force --single-item cache_latents`."
                 )
 
     def read(self, i: int, start: int = 0, count: int = -1) -> np.ndarray:
@@ -116,7 +116,7 @@ class LatentShards:
     """Random access to the cached latents of one split and the embeddings of their captions.
 
     Raises:
-        ValueError: as `ShardReader`, or the folder holds something else than latents.
+        ValueError: as `ShardReader`, or the folder does not hold latents.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -124,11 +124,11 @@ class LatentShards:
         photos = ShardReader(folder, split)
         content = photos.content
         if "latent_shape" not in content:
-            raise ValueError(f"{folder} does not hold latents: it was not written by stage `cache_latents`.")
+            raise ValueError(f"{folder} does not hold latents: it was not written by the stage cache_latents.")
         captions = ShardReader(folder, "captions")
         self.latent_shape: tuple[int, int, int] = tuple(content["latent_shape"])
         self.context_shape: tuple[int, int] = tuple(content["context_shape"])
-        self.flip: bool = content["flip"]  # is a mirrored view cached?
+        self.flip: bool = content["flip"]  # whether mirrored views are cached
         self.keys = photos.keys
         fields = [photos.json(i) for i in range(len(photos))]
         self.captions: list[str] = [entry["caption"] for entry in fields]
@@ -142,10 +142,10 @@ class LatentShards:
         return len(self.keys)
 
     def moments(self, indices: Sequence[int], flipped: Sequence[bool]) -> np.ndarray:
-        """Raw [mean, standard deviation], float32 (B, 2, C, h, w), of the pictures or, where `flipped`, of their mirror images.
+        """Raw [mean, standard deviation], float32 (B, 2, C, h, w), of the photos or, where `flipped`, of their mirror images.
 
         Raises:
-            ValueError: a mirrored view is asked for and none is cached.
+            ValueError: mirrored views are requested but not cached.
         """
         if any(flipped) and not self.flip:
             raise ValueError(f"{self._folder} has no mirrored views; set cache_latents.flip: true and run `dvc repro`.")

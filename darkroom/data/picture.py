@@ -1,4 +1,4 @@
-"""One image file, whatever it is, to one upright square sRGB picture, or the reason why not."""
+"""Any image file to an upright square sRGB image, or to the reason for its rejection."""
 
 import hashlib
 import io
@@ -16,12 +16,12 @@ from PIL import ExifTags, Image, ImageCms, ImageColor, UnidentifiedImageError
 
 from darkroom.provenance import hash_file
 
-# What Pillow may decode here. Left out: EPS (it would start ghostscript), WMF, and formats that hold no picture.
+# The formats that Pillow may decode. Excluded: EPS (it would start ghostscript), WMF, and formats without images.
 # fmt: off
 FORMATS = ("AVIF", "BLP", "BMP", "CUR", "DCX", "DDS", "DIB", "FLI", "GBR", "GIF", "ICNS", "ICO", "IM", "JPEG", "JPEG2000", "MSP",
            "PCX", "PIXAR", "PNG", "PPM", "PSD", "QOI", "SGI", "SUN", "TIFF", "WEBP")
 # fmt: on
-TGA_SUFFIXES = (".tga", ".icb", ".vda", ".vst")  # TGA has no signature, many a file looks like one: only the suffix is believed
+TGA_SUFFIXES = (".tga", ".icb", ".vda", ".vst")  # TGA has no signature, and other files look like TGA: only the suffix decides
 UNSUPPORTED = {
     **dict.fromkeys((".heic", ".heif", ".hif"), "HEIF pictures cannot be read; export them as JPEG"),
     **dict.fromkeys(
@@ -29,9 +29,9 @@ UNSUPPORTED = {
     ),
     **dict.fromkeys((".eps", ".ps", ".wmf", ".emf", ".svg"), "drawings cannot be read; export them as PNG"),
 }
-DRAFT_GAP = 2  # a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as twice the pixels that are needed are left
-REDUCING_GAP = 3.0  # other large pictures are averaged down to three times the size before the exact filter; not visible
-MAX_MEGAPIXELS = 500  # of a photo that somebody names; decoded, it takes up to 4 bytes a pixel
+DRAFT_GAP = 2  # a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that leaves at least twice the required side
+REDUCING_GAP = 3.0  # other large photos are averaged down to three times the size before the exact filter; not visible
+MAX_MEGAPIXELS = 500  # of a photo given by name; decoded, it takes up to 4 bytes per pixel
 ALPHA_MODES = ("LA", "RGBA")
 TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -41,14 +41,14 @@ TRANSPOSE = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # EXIF orientation -> what makes it upright
+}  # EXIF orientation -> operation that makes the photo upright
 Reason = Literal["unreadable", "unsupported", "too_large", "too_small", "caption_too_long", "caption_unreadable", "file_name"]
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class PictureStyle:
-    """How pictures are made; the fields are those of `IngestParams`."""
+    """The settings of `develop`; the fields are those of `IngestParams`."""
 
     side: int
     min_side: int
@@ -60,14 +60,14 @@ class PictureStyle:
 
 @dataclass(frozen=True)
 class Picture:
-    """A photo that could be used."""
+    """An accepted photo."""
 
     sha256: str  # of the file
-    pixels_sha256: str  # of the square picture
+    pixels_sha256: str  # of the square image
     width: int  # px, of the upright photo
     height: int
     encoded: bytes  # PNG or JPEG, without any metadata
-    notes: tuple[str, ...]  # what was wrong but did no harm
+    notes: tuple[str, ...]  # harmless defects
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Rejection:
     detail: str
 
 
-class _Refused(Exception):  # noqa: N818 - not an error: it ends in a Rejection
+class _Refused(Exception):  # noqa: N818 - not an error: it becomes a Rejection
     def __init__(self, reason: Reason, detail: str) -> None:
         self.rejection = Rejection(reason, detail)
 
@@ -84,24 +84,24 @@ class _Refused(Exception):  # noqa: N818 - not an error: it ends in a Rejection
 def background_colour(text: str) -> tuple[int, int, int]:
     """
     Raises:
-        ValueError: it is no colour.
+        ValueError: `text` is not a colour.
     """
     try:
         red, green, blue = ImageColor.getrgb(text)[:3]
     except ValueError as error:
-        raise ValueError(f'ingest.background {text!r} is no colour; write e.g. "white" or "#808080".') from error
+        raise ValueError(f'ingest.background {text!r} is not a colour; write e.g. "white" or "#808080".') from error
     return red, green, blue
 
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """Lower-case suffixes of files that are meant to be pictures, whether they can be read or not."""
+    """Lower-case suffixes of image files, including formats that cannot be read."""
     readable = {suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")}
     return frozenset(readable | {*TGA_SUFFIXES} | UNSUPPORTED.keys())
 
 
 def looks_like_image(path: Path) -> bool:
-    """Whether the first bytes are those of a picture, for files whose suffix says nothing."""
+    """Whether the first bytes are those of an image, for files with an unknown suffix."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -109,18 +109,18 @@ def looks_like_image(path: Path) -> bool:
                 return True
         except UnidentifiedImageError:
             return False
-        except Exception:  # known but broken, or an absurd size: `develop` will say so
+        except Exception:  # a known format, but broken or of an absurd size: `develop` reports it
             return True
 
 
 def develop(path: Path, style: PictureStyle) -> Picture | Rejection:
-    """Centre-crops and resizes a photo; whatever goes wrong with it is its own Rejection, never an error of the run."""
+    """Centre-crop and resize a photo. A photo that cannot be used becomes a Rejection, never an error of the run."""
     limit = f"ingest.max_megapixels ({style.max_megapixels:g})"
     return _guarded(path, lambda: _develop(path, style), style.max_megapixels, limit)
 
 
 def read_upright(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
-    """One photo as `develop` would make it, but of any size (height, width): uint8 (H, W, 3), and the size of the whole upright photo.
+    """One photo as in `develop`, but with any `size` (height, width): uint8 (H, W, 3), and the size of the whole upright photo.
 
     Raises:
         ValueError: it cannot be read.
@@ -150,7 +150,7 @@ def _guarded(path: Path, read: Callable[[], Result], max_megapixels: float, limi
 
 @contextmanager
 def _pixel_limit(megapixels: float) -> Iterator[None]:
-    """Sets Pillow's own check, which looks before it decodes and into pictures within files too (ICO, ICNS), to our limit."""
+    """Set the limit of Pillow's own check, which acts before decoding and also on images inside files (ICO, ICNS)."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = max(1, int(megapixels * 1e6))
     try:
@@ -163,7 +163,7 @@ def _pixel_limit(megapixels: float) -> Iterator[None]:
 
 
 def _describe(error: Exception, path: Path) -> str:
-    """The error in words that are the same on every machine: without the folder, without addresses."""
+    """The error as text that is equal on every machine: without folders and addresses."""
     text = re.sub(r" at 0x[0-9a-f]+", "", str(error).replace(str(path), path.name))
     return f"{type(error).__name__}: {text}"[:300]
 
@@ -189,21 +189,21 @@ def _fitted(path: Path, size: tuple[int, int], background: str, notes: list[str]
         if min(width, height) < min_side:
             raise _Refused("too_small", f"{width} x {height} px; ingest.min_side is {min_side}")
         reduced = image.draft(None, (DRAFT_GAP * max(size), DRAFT_GAP * max(size)))
-        image.load()  # of an animation the first frame; Pillow turns TIFF upright here, and forgets the orientation
+        image.load()  # the first frame of an animation; Pillow turns TIFF upright here and drops the orientation
         area = reduced[1][2:] if reduced else image.size  # px, float, of the decoded photo
         width, height = (width, height) if reduced else image.size
         orientation = _orientation(image, notes)
-        lies = orientation >= 5  # on its side
-        profile = None if image.mode == "LAB" else image.info.get("icc_profile")  # Pillow itself makes LAB sRGB
-        fitted = _middle(_to_8_bit(image), area, size if lies else size[::-1])
+        is_rotated = orientation >= 5  # by 90 degrees
+        profile = None if image.mode == "LAB" else image.info.get("icc_profile")  # Pillow itself converts LAB to sRGB
+        fitted = _middle(_to_8_bit(image), area, size if is_rotated else size[::-1])
     if orientation in TRANSPOSE:
         fitted = fitted.transpose(TRANSPOSE[orientation])
     pixels = np.asarray(_flatten(_to_srgb(fitted, profile, notes), background))
-    return pixels, (width, height) if lies else (height, width)
+    return pixels, (width, height) if is_rotated else (height, width)
 
 
 def encode(pixels: np.ndarray, kind: str, jpeg_quality: int) -> bytes:
-    """PNG or JPEG of uint8 (H, W, 3), with nothing in it but the pixels."""
+    """PNG or JPEG of uint8 (H, W, 3), without metadata."""
     stream = io.BytesIO()
     if kind == "jpeg":
         Image.fromarray(pixels).save(stream, "jpeg", quality=jpeg_quality, subsampling=0)  # thin coloured lines stay coloured
@@ -215,14 +215,14 @@ def encode(pixels: np.ndarray, kind: str, jpeg_quality: int) -> bytes:
 def _orientation(image: Image.Image, notes: list[str]) -> int:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception as error:  # the decoder of broken EXIF raises anything, and the photo is fine without
+    except Exception as error:  # broken EXIF raises any error, and the photo can be used without it
         notes.append(f"EXIF cannot be read ({type(error).__name__}): taken as upright")
         return 1
     return orientation if orientation in TRANSPOSE else 1
 
 
 def _middle(image: Image.Image, area: tuple[float, float], size: tuple[int, int]) -> Image.Image:
-    """The middle of the first `area` px, as large as its shape allows, in `size` px by Lanczos; colours are weighted by their alpha.
+    """The largest centre crop of `area` with the shape of `size`, resized to `size` by Lanczos; colours are weighted by their alpha.
 
     Both are (width, height).
     """
@@ -258,7 +258,7 @@ def _scale_to_8_bit(image: Image.Image) -> Image.Image:
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
-    """RGB or RGBA; without a profile, or with one that cannot be used, colours are taken as sRGB."""
+    """RGB or RGBA; without a profile, or with an unusable one, colours are assumed to be sRGB."""
     alpha = image.getchannel("A") if image.mode in ALPHA_MODES else None
     colours = image.convert({"LA": "L", "RGBA": "RGB"}.get(image.mode, image.mode))
     converted = None
@@ -278,19 +278,19 @@ def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Ima
 def _srgb_transform(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform, str]:
     """
     Raises:
-        ValueError: the profile is for another kind of picture.
+        ValueError: the profile is for another image mode.
     """
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     space = source.profile.xcolor_space.strip()
     if space == "RGB" and mode == "L":
         mode = "RGB"
     if {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(space) != mode:
-        raise ValueError(f"a {space} profile in a picture of mode {mode}")
+        raise ValueError(f"a {space} profile in an image of mode {mode}")
     return ImageCms.ImageCmsTransform(source, ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")), mode, "RGB"), mode
 
 
 def _flatten(image: Image.Image, background: str) -> Image.Image:
-    """RGB: what is transparent shows the background."""
+    """RGB, with `background` behind transparent pixels."""
     if image.mode == "RGB":
         return image
     ground = Image.new("RGBA", image.size, (*background_colour(background), 255))

@@ -2,7 +2,7 @@
 
 A shard is an uncompressed ustar archive of files `<key>.<member>` that any WebDataset reader streams, with owner, mode and
 time fixed and the keys sorted: the same samples give the same bytes. Our reader maps the tars into memory and never parses
-them. Which shard a sample is in depends on its key and the number of shards only, so that a few new photos change few shards.
+them. The shard of a sample depends only on its key and the number of shards, so that a few new photos change few shards.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ from PIL import Image
 from darkroom.provenance import read_index
 
 Sample = Mapping[str, str | bytes]  # "__key__" (unique, no dot) and members: name -> bytes
-IMAGE_MEMBERS = {"png": "png", "jpeg": "jpg"}  # format of the pictures -> member that holds one
-OWNER = "darkroom"  # user and group of every member, whoever writes
+IMAGE_MEMBERS = {"png": "png", "jpeg": "jpg"}  # image format -> name of the member
+OWNER = "darkroom"  # user and group of every member, on every machine
 
 
 class Spool:
-    """Samples that wait on disk, in a nameless file, until it is known how many there are and which shard each belongs to."""
+    """Samples in an anonymous file on disk, until their number and the shard of each are known."""
 
     def __init__(self, folder: Path) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
@@ -46,7 +46,7 @@ class Spool:
 
     def add(self, sample: Sample) -> None:
         key = str(sample["__key__"])
-        assert "." not in key, f"WebDataset splits names at the first dot, so no key may have one: {key}"
+        assert "." not in key, f"WebDataset splits names at the first dot, so a key must not have one: {key}"
         assert key not in self._members, f"two samples have the key {key}"
         self._members[key] = {}
         for name, value in sample.items():
@@ -65,10 +65,10 @@ class Spool:
 
 
 def write_shards(folder: Path, split: str, samples: Iterable[Sample], *, samples_per_shard: int) -> list[dict[str, Any]]:
-    """Writes `{split}-00000.tar` and so on; holds one sample at a time in memory and all of them once more on disk.
+    """Write `{split}-00000.tar` and so on, with one sample at a time in memory and a second copy of all samples on disk.
 
     Returns:
-        The table of the split that belongs in index.json under content.splits: one entry a shard,
+        The table of the split for content.splits of index.json: one entry per shard,
         {"shard": file name, "samples": [{"key": ..., "members": {name: [offset, size]}}]}.
     """
     with Spool(folder) as spool:
@@ -78,7 +78,7 @@ def write_shards(folder: Path, split: str, samples: Iterable[Sample], *, samples
 
 
 def write_spooled(folder: Path, split: str, spool: Spool, keys: Sequence[str], *, samples_per_shard: int) -> list[dict[str, Any]]:
-    """Writes those samples of `spool` that `keys` names; otherwise as `write_shards`."""
+    """Write the samples `keys` of `spool`; otherwise as `write_shards`."""
     num_shards = num_shards_for(len(keys), samples_per_shard)
     shards: list[list[str]] = [[] for _ in range(num_shards)]
     for key in sorted(keys):
@@ -92,16 +92,16 @@ def write_spooled(folder: Path, split: str, spool: Spool, keys: Sequence[str], *
 
 
 def split_by_hash(hashes: Sequence[str], val_fraction: float) -> dict[str, list[str]]:
-    """sha256 hex digests to {"train": ..., "val": ...}, each sorted.
+    """Split photos by their sha256 hex digests into {"train": ..., "val": ...}, both sorted.
 
-    A photo is held out if its hash, read as a fraction of all hashes, is below `val_fraction`. With so few photos that one
-    side is empty, the lowest hash goes to val, or the highest to train.
+    A photo is held out if its hash, as a fraction of the largest hash, is below `val_fraction`. It never changes sides, because its
+    own content decides. If one side is empty, the lowest hash goes to val, or the highest to train.
 
     Raises:
         ValueError: fewer than two photos.
     """
     if len(hashes) < 2:
-        raise ValueError(f"{len(hashes)} usable photo; at least two are needed, one to train on and one to hold out. Add photos.")
+        raise ValueError(f"{len(hashes)} usable photo(s); required: at least 2, one to train on and one to hold out. Add photos.")
     ordered = sorted(hashes)
     num_val = sum(int(digest[:16], 16) < val_fraction * 2**64 for digest in ordered)
     num_val = min(max(num_val, 1), len(ordered) - 1)
@@ -109,21 +109,21 @@ def split_by_hash(hashes: Sequence[str], val_fraction: float) -> dict[str, list[
 
 
 def num_shards_for(num_samples: int, samples_per_shard: int) -> int:
-    """The power of two at which a shard has `samples_per_shard` or less on average."""
+    """The smallest power of two with at most `samples_per_shard` samples per shard on average."""
     return 1 << max(0, math.ceil(math.log2(max(1, num_samples) / samples_per_shard)))
 
 
 def shard_of(key: str, num_shards: int) -> int:
-    """The first bits of sha256(key), so that twice as many shards are the old ones, each cut in two.
+    """The shard of a key: the first bits of sha256(key). Twice as many shards are the old shards, each cut in two.
 
-    The key is hashed once more because photos are split into train and val by the first bits of their own hash.
+    The key is hashed again, because the first bits of a photo's own hash decide its split.
     """
     first_bits = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
     return first_bits * num_shards >> 64
 
 
 def _write_tar(path: Path, samples: Iterable[Sample]) -> None:
-    from webdataset import TarWriter  # imports torch: two seconds that readers need not wait
+    from webdataset import TarWriter  # imports torch, which takes two seconds; readers do not need it
 
     with path.open("wb") as file, TarWriter(file, user=OWNER, group=OWNER, mtime=0, encoder=False, compress=False) as writer:
         for sample in samples:
@@ -131,7 +131,7 @@ def _write_tar(path: Path, samples: Iterable[Sample]) -> None:
 
 
 def _read_offsets(path: Path) -> list[dict[str, Any]]:
-    """The shard's samples, in the tar's order, as a tar reader finds them."""
+    """The samples of a shard with their byte offsets, in the order of the tar."""
     samples: dict[str, dict[str, list[int]]] = {}
     with tarfile.open(path, "r:") as tar:
         for info in tar:
@@ -141,15 +141,15 @@ def _read_offsets(path: Path) -> list[dict[str, Any]]:
 
 
 class ShardReader:
-    """Random access to one split, in the order of the keys whatever the number of shards.
+    """Random access to one split, in the order of the keys, whatever the number of shards.
 
     Raises:
-        ValueError: the folder is no finished output, a shard is missing or damaged, or it has no such split.
+        ValueError: the folder is not a finished output, a shard is missing or damaged, or the split is unknown.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
         self.folder = folder
-        self.content: dict[str, Any] = read_index(folder)["content"]  # what the stage that wrote the folder says of it
+        self.content: dict[str, Any] = read_index(folder)["content"]  # from index.json, written by the stage
         splits = self.content.get("splits", {})
         if split not in splits:
             known = ", ".join(splits) or "none: it does not hold shards"
@@ -168,7 +168,7 @@ class ShardReader:
         """One member of sample `i`.
 
         Raises:
-            ValueError: it has no member of this name.
+            ValueError: it has no member `name`.
         """
         if name not in self._members[i]:
             raise ValueError(f"{self._where(i)} has no `{name}` (it has {', '.join(self._members[i])}).")
@@ -176,7 +176,7 @@ class ShardReader:
         return memoryview(buffer)[offset : offset + size]
 
     def locate(self, i: int, name: str) -> tuple[mmap.mmap, int, int]:
-        """(mapped shard, offset, size) of a member, for readers that take arrays straight out of the file."""
+        """(mapped shard, offset, size) of a member, for readers that map arrays directly from the file."""
         offset, size = self._members[i][name]
         return self._map(self._shards[i]), offset, size
 
@@ -195,16 +195,16 @@ class ShardReader:
 
 
 class ImageShards:
-    """The photos of one split as `ingest` wrote them: pictures decoded on demand, captions read at once.
+    """The photos of one split as `ingest` wrote them. Images are decoded on demand.
 
     Raises:
-        ValueError: as `ShardReader`, or the folder holds something else than pictures.
+        ValueError: as `ShardReader`, or the folder does not hold photos.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
         self._reader = ShardReader(folder, split)
         if "size" not in self._reader.content:
-            raise ValueError(f"{folder} does not hold pictures: it was not written by stage `ingest`.")
+            raise ValueError(f"{folder} does not hold photos: it was not written by the stage ingest.")
         self.size: int = self._reader.content["size"]  # px, of the square
         self.keys = self._reader.keys
         self._member = IMAGE_MEMBERS[self._reader.content["format"]]

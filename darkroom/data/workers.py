@@ -1,4 +1,4 @@
-"""Processes that work side by side; results come in the order of the jobs, whatever the number of processes."""
+"""Parallel worker processes; results come in the order of the jobs, for any number of processes."""
 
 import multiprocessing
 import os
@@ -12,18 +12,18 @@ from typing import TypeVar
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-JOBS_AHEAD = 4  # a process: enough to keep it busy while one job takes long, few enough to hold their results in memory
+JOBS_AHEAD = 4  # per process: enough to keep it busy during a long job, few enough to hold their results in memory
 
 
 def in_order(function: Callable[[Job], Result], jobs: Iterable[Job], *, num_workers: int) -> Generator[Result]:
-    """Yields function(job) of every job.
+    """Yield function(job) for every job.
 
     Args:
         function: importable by name, so that other processes find it.
-        num_workers: processes; 0 = one a core; 1 = in this process.
+        num_workers: processes; 0 = one per core; 1 = in this process.
 
     Raises:
-        ValueError: a process died, as a decoder that crashes or a machine without memory makes it.
+        ValueError: a process died, e.g. by a crash of a decoder or for lack of memory.
     """
     num_workers = num_workers or num_cores()
     if num_workers == 1:
@@ -44,7 +44,7 @@ def in_order(function: Callable[[Job], Result], jobs: Iterable[Job], *, num_work
     except BrokenProcessPool as error:
         running = [str(job) for job, future in waiting if not future.done() or future.exception()][: num_workers + 1]
         raise ValueError(
-            f"A worker process died at one of {', '.join(running)}: a decoder crashed, or the memory is full. "
+            f"A worker process died at one of {', '.join(running)}: a decoder crashed, or there was not enough memory. "
             "Move the file elsewhere, or lower ingest.max_megapixels or ingest.num_workers."
         ) from error
     finally:
@@ -52,12 +52,12 @@ def in_order(function: Callable[[Job], Result], jobs: Iterable[Job], *, num_work
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _follow_parent() -> None:
-    """Ctrl-C is the parent's to answer; a parent that is killed takes its workers along."""
+    """Leave Ctrl-C to the parent process, and exit when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None, "runs in a child process"

@@ -1,12 +1,12 @@
 """The variational bound of a diffusion model on -log p(x_0), in nats a sample (Ho et al. 2020, equation 5).
 
--log p(x_0) <= L_T + sum of L_(t-1) + L_0 in expectation over the noise: what is left of the picture at the end of the chain, what each
-step back adds, and what the last step makes of the picture. With t counted from 0, the chain's terms are those of t = 1 .. T-1 and the
-decoder's is that of t = 0. Everything holds for any D(x, sigma); the terms are float64, on the CPU.
+-log p(x_0) <= L_T + sum of L_(t-1) + L_0 in expectation over the noise: the image that is left at the end of the chain, the error of each
+step back, and the error of the last step. With t counted from 0, the terms of the chain are those of t = 1 .. T-1, and the term of the
+decoder is that of t = 0. Everything holds for any D(x, sigma); the terms are float64, on the CPU.
 
-The step back has variance beta unless told otherwise. It is exact where the data varies more than the noise, which is where the nats are:
-of Gaussian data with a thousand steps, the bound is at most 0.008 nats a dimension above the entropy. With beta-tilde, which is exact
-for a single picture, it is 0.3 to 1.4 above, and in a schedule whose first noise levels double it stays there for any number of steps.
+The step back has the variance beta by default. It is exact where the data varies more than the noise, and most nats are there: for
+Gaussian data and a thousand steps the bound is at most 0.008 nats per dimension above the entropy. With beta-tilde, which is exact for
+a single image, it is 0.3 to 1.4 above; in a schedule whose first noise levels double, it stays there for any number of steps.
 """
 
 import math
@@ -47,18 +47,18 @@ def variational_bound(
     variance_kind: str = "beta",
     bin_width: float | None = None,
 ) -> Bound:
-    """The three terms, from one draw of the noise at each timestep that is looked at.
+    """The three terms, from one draw of the noise at each evaluated timestep.
 
     Args:
         denoise: D(x, sigma).
         x0: (B, ...).
         schedule: the chain.
-        noise_of: noise of evaluation 0, 1, ..; the last is the decoder's.
-        timesteps: (K, B), 1 .. T-1; a sample's chain is the mean over K of L_(t-1) / p_t, which is right on average if they are
-            drawn with `probabilities` (see `spread_timesteps`). None = every timestep.
+        noise_of: noise of evaluation 0, 1, ..; the last one is for the decoder.
+        timesteps: (K, B), 1 .. T-1; the chain of a sample is the mean over K of L_(t-1) / p_t, which is unbiased if they are drawn
+            with `probabilities` (see `spread_timesteps`). None = every timestep.
         probabilities: (T,), p_t of `timesteps`.
-        variance_kind: of p(x_(t-1) | x_t), see `posterior.VARIANCES`.
-        bin_width: of pixels, see `decoder_term`.
+        variance_kind: variance of p(x_(t-1) | x_t), one of `posterior.VARIANCES`.
+        bin_width: distance of two pixel values, see `decoder_term`.
     """
     if timesteps is None:
         timesteps = torch.arange(1, schedule.num_train_timesteps)[:, None].expand(-1, len(x0))
@@ -94,7 +94,7 @@ def chain_term(denoise: Denoise, x0: Tensor, noise: Tensor, t: Tensor, schedule:
 
 
 def decoder_term(denoise: Denoise, x0: Tensor, noise: Tensor, schedule: Schedule, bin_width: float | None = None) -> Tensor:
-    """L_0 = -log p(x_0 | x at t = 0) of one draw of that x, (B,): a Gaussian around D of variance beta_0.
+    """L_0 = -log p(x_0 | x at t = 0) of one draw of that x, (B,): a Gaussian around D with the variance beta_0.
 
     For pixels, `bin_width` is the distance of two values (2/255 in [-1, 1]), and the Gaussian is integrated over the bin, to
     infinity in the first and the last one (Ho et al. 2020, equation 13). None: a density.
@@ -112,10 +112,10 @@ def bits_per_dim(nats: Tensor, dims: int) -> Tensor:
 
 
 def timestep_probabilities(schedule: Schedule) -> Tensor:
-    """How often a timestep is looked at when not all are: (T,), in proportion to its step in log SNR, and 0 at t = 0.
+    """Probability of each timestep in an evaluation of only some of them: (T,), in proportion to its step in log SNR, 0 at t = 0.
 
     The chain is half the integral of the noise's squared error over log SNR (Kingma et al. 2021, equation 17), so that terms over these
-    probabilities are of like size.
+    probabilities are of similar size.
     """
     steps = schedule.sigmas.log().diff()
     return torch.cat([steps.new_zeros(1), steps / steps.sum()])
@@ -124,8 +124,8 @@ def timestep_probabilities(schedule: Schedule) -> Tensor:
 def spread_timesteps(schedule: Schedule, *, num: int, positions: range, num_positions: int) -> Tensor:
     """`num` timesteps for each of the samples at `positions` of `num_positions`: (num, B), 1 .. T-1.
 
-    Sample i gets the quantiles (k + (i + 1/2) / num_positions) / num of `timestep_probabilities`: each sample sees all of time, and
-    all samples together see it as evenly as their number allows. Nothing is random.
+    Sample i gets the quantiles (k + (i + 1/2) / num_positions) / num of `timestep_probabilities`: each sample covers all of time, and
+    all samples together cover it as evenly as their number allows. Nothing is random.
     """
     offsets = (torch.tensor(positions, dtype=torch.float64) + 0.5) / num_positions
     quantiles = (torch.arange(num, dtype=torch.float64)[:, None] + offsets) / num
@@ -134,7 +134,7 @@ def spread_timesteps(schedule: Schedule, *, num: int, positions: range, num_posi
 
 
 def _log_probability_of_bin(difference: Tensor, x0: Tensor, std: float, bin_width: float) -> Tensor:
-    """log of the integral of N(0, std^2) over the bin around `difference`, exact in the tails: no small difference of numbers near 1."""
+    """log of the integral of N(0, std^2) over the bin around `difference`, exact in the tails (no difference of numbers near 1)."""
     upper, lower = (difference + bin_width / 2) / std, (difference - bin_width / 2) / std
     far, near = -(difference.abs() + bin_width / 2) / std, -(difference.abs() - bin_width / 2) / std  # by symmetry, on the left
     log_near = torch.special.log_ndtr(near)

@@ -1,7 +1,7 @@
-"""What the network predicts ends here: samplers see D(x, sigma), training sees a target and a weight.
+"""The denoiser D(x, sigma) of a network, whatever the network predicts, and the input and target of its training.
 
-Four predictions are one family: the network sees c_in x and answers F, and D = c_skip x + c_out F (Karras et al. 2022,
-equation 7), with x = x_0 + sigma noise. `scalings` holds the coefficients; sampling, training and the weights read them there.
+Four predictions are one family: the network gets c_in x and predicts F, and D = c_skip x + c_out F (Karras et al. 2022,
+equation 7), with x = x_0 + sigma noise. Sampling, training and loss weights take the coefficients from `scalings`.
 """
 
 from collections.abc import Callable
@@ -28,11 +28,11 @@ class Scalings(NamedTuple):
 
 
 def scalings(sigma: Tensor, prediction: str) -> Scalings:
-    """Coefficients of c_in, c_skip and c_out of a prediction at a noise level.
+    """The coefficients c_in, c_skip and c_out of a prediction at a noise level.
 
-    "epsilon" is the noise and "v_prediction" sqrt(abar) noise - sqrt(1 - abar) x_0 (Salimans & Ho 2022, appendix D); with
-    "sample", the picture itself, their network sees the variance-preserving x_t. "flow" is the velocity noise - x_0 of rectified
-    flow, and its network sees the straight mix (1 - s) x_0 + s noise, s = sigma / (1 + sigma) (Liu et al. 2023, equation 1).
+    "epsilon" is the noise and "v_prediction" sqrt(abar) noise - sqrt(1 - abar) x_0 (Salimans & Ho 2022, appendix D); "sample" is
+    the image itself. The network of these three gets the variance-preserving x_t. "flow" is the velocity noise - x_0 of rectified
+    flow; its network gets the straight mix (1 - s) x_0 + s noise, s = sigma / (1 + sigma) (Liu et al. 2023, equation 1).
 
     Raises:
         ValueError: an unknown prediction.
@@ -48,17 +48,17 @@ def scalings(sigma: Tensor, prediction: str) -> Scalings:
             return Scalings(c_in, torch.zeros_like(sigma), torch.ones_like(sigma))
         case "flow":
             return Scalings(c_in, c_in, -sigma * c_in)
-    raise ValueError(f"There is no prediction {prediction!r}; there are {', '.join(PREDICTIONS)}.")
+    raise ValueError(f"Unknown prediction {prediction!r}; expected one of {', '.join(PREDICTIONS)}.")
 
 
 def make_denoiser(net: Net, schedule: Schedule, prediction: str) -> Denoise:
     """Wraps a trained network as D(x, sigma); sigma is 0-dimensional or (B,).
 
-    The network sees c_in x, in the dtype of x, and the timestep of that sigma. The prediction is turned into a picture in the
-    dtype of x, with coefficients computed in float64: sigma may reach 1e5.
+    The network gets c_in x, in the dtype of x, and the timestep of that sigma. D has the dtype of x; its coefficients are computed
+    in float64, because sigma may reach 1e5.
 
     Raises:
-        ValueError: an unknown prediction, or one that this schedule cannot have.
+        ValueError: an unknown prediction, or one that this schedule excludes.
     """
     check_prediction(prediction, schedule)
 
@@ -72,14 +72,14 @@ def make_denoiser(net: Net, schedule: Schedule, prediction: str) -> Denoise:
 
 
 def add_noise(latents: Tensor, noise: Tensor, t: Tensor, schedule: Schedule, prediction: str) -> Tensor:
-    """What the network sees in training, c_in (x_0 + sigma noise).
+    """The input of the network in training, c_in (x_0 + sigma noise).
 
-    But for "flow" this is a draw of q(x_t | x_0) = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise (Ho et al. 2020, equation 4).
+    Except for "flow" this is a draw of q(x_t | x_0) = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise (Ho et al. 2020, equation 4).
 
     Args:
         latents: x_0, (B, C, h, w).
         noise: (B, C, h, w), standard normal.
-        t: (B,) whole.
+        t: (B,), integers.
 
     Raises:
         ValueError: an unknown prediction.
@@ -90,10 +90,10 @@ def add_noise(latents: Tensor, noise: Tensor, t: Tensor, schedule: Schedule, pre
 
 
 def target(latents: Tensor, noise: Tensor, t: Tensor, schedule: Schedule, prediction: str) -> Tensor:
-    """What the network should say about `add_noise(...)` of the same arguments, so that D is x_0.
+    """The target of the network for `add_noise(...)` of the same arguments: with this prediction D is x_0.
 
     Raises:
-        ValueError: an unknown prediction, or one that this schedule cannot have.
+        ValueError: an unknown prediction, or one that this schedule excludes.
     """
     check_prediction(prediction, schedule)
     match prediction:
@@ -108,16 +108,16 @@ def target(latents: Tensor, noise: Tensor, t: Tensor, schedule: Schedule, predic
 
 
 def times(x: Tensor, factor: Tensor) -> Tensor:
-    """x (B, ...) times one factor for all or one for each sample, in the dtype of x."""
+    """x (B, ...) times one factor for all samples or one for each, in the dtype of x."""
     return x * factor.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def check_prediction(prediction: str, schedule: Schedule) -> None:
-    """Refuses an unknown prediction, and the noise where nothing but noise is seen: the answer would say nothing about the picture."""
+    """Refuse an unknown prediction, and epsilon for a schedule that ends in pure noise, where it says nothing about the image."""
     if prediction not in PREDICTIONS:
-        raise ValueError(f"There is no prediction {prediction!r}; there are {', '.join(PREDICTIONS)}.")
+        raise ValueError(f"Unknown prediction {prediction!r}; expected one of {', '.join(PREDICTIONS)}.")
     if prediction == "epsilon" and schedule.zero_terminal_snr:
         raise ValueError(
-            "prediction: epsilon cannot have schedule.zero_terminal_snr: true, because noise alone tells nothing about the picture; "
-            "take v_prediction, sample or flow."
+            "prediction: epsilon does not work with schedule.zero_terminal_snr: true, because pure noise says nothing about the image. "
+            "Set prediction to v_prediction, sample or flow."
         )

@@ -1,6 +1,7 @@
-"""Guidance: a network is made to lean towards a condition; samplers do not notice.
+"""Guidance: predictions are moved towards a condition; samplers need not know.
 
-`classifier_free` acts on what the network predicts, before `make_denoiser`; the others act on D(x, sigma), after it. Both may be used.
+`classifier_free` acts on the prediction of the network, before `make_denoiser`; the others act on D(x, sigma), after it. Both can be
+used together.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from darkroom.diffusion.denoiser import Denoise, Net, times
 from darkroom.diffusion.schedule import MOST_NOISE
 
 ConditionalNet = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, t, context) -> prediction
-LogProbability = Callable[[Tensor, Tensor], Tensor]  # (x, sigma) -> log p(y | x, sigma) of each picture (B,), differentiable in x
+LogProbability = Callable[[Tensor, Tensor], Tensor]  # (x, sigma) -> log p(y | x, sigma) of each image (B,), differentiable in x
 Similarity = Callable[[Tensor], Tensor]  # denoised latents (B, C, h, w) -> how well each fits (B,), differentiable
 
 
@@ -24,25 +25,25 @@ def classifier_free(
     rescale: float = 0.0,
     interval: tuple[float, float] | None = None,
 ) -> Net:
-    """Moves the prediction from that of the empty prompt towards, and past, that of the prompt (Ho & Salimans 2022).
+    """Classifier-free guidance: from the prediction for the empty prompt towards, and past, that for the prompt (Ho & Salimans 2022).
 
     Args:
         net: the trained network.
         context: (B, L, D), of the prompts.
-        empty_context: (L, D) or (B, L, D), of the empty prompt, or of a negative prompt: what the picture should not show.
-        guidance_scale: 0 = empty prompt alone, 1 = prompt alone (either costs one evaluation), more = past it (one of batch 2B).
-        rescale: 0 to 1, share of the guided prediction whose standard deviation is set back to that of the prompt's own, against
-            overexposed pictures (Lin et al. 2024, section 3.4; they take 0.7).
-        interval: the first and the last timestep (both within) that are guided; at all others the prompt is alone, at one evaluation
-            (Kynkaanniemi et al. 2024). `Schedule.sigma_to_t` makes timesteps of the noise levels of their paper. None = all.
+        empty_context: (L, D) or (B, L, D), of the empty prompt or of negative prompts.
+        guidance_scale: 0 = empty prompt alone, 1 = prompt alone (both cost one evaluation), above 1 = past it (one evaluation of batch 2B).
+        rescale: 0 to 1; the share of the guided prediction whose standard deviation is reset to that of the prediction for the prompt,
+            against overexposed images (Lin et al. 2024, section 3.4, use 0.7).
+        interval: the first and the last guided timestep, both included; all others take the prompt alone, at one evaluation
+            (Kynkaanniemi et al. 2024). `Schedule.sigma_to_t` converts the noise levels of their paper. None = all timesteps.
 
     Raises:
         ValueError: rescale outside 0 to 1, or an interval that ends before it begins.
     """
     if not 0 <= rescale <= 1:
-        raise ValueError(f"The rescale of guidance is {rescale}; it must be from 0 (off) to 1.")
+        raise ValueError(f"guidance rescale is {rescale}; it must be between 0 (off) and 1.")
     if interval is not None and not interval[0] <= interval[1]:
-        raise ValueError(f"The interval of guidance, {interval[0]:g} to {interval[1]:g}, ends before it begins.")
+        raise ValueError(f"guidance interval {interval[0]:g} to {interval[1]:g} ends before it begins.")
     empty_context = empty_context.expand_as(context)
     if guidance_scale == 1:
         return lambda x, t: net(x, t, context)
@@ -62,10 +63,11 @@ def classifier_free(
 
 
 def classifier_guidance(denoise: Denoise, log_probability: LogProbability, scale: float) -> Denoise:
-    """Leans towards what a classifier of noised pictures says: D + scale sigma^2 grad_x log p(y | x, sigma).
+    """Guidance by a classifier of noised images: D + scale sigma^2 grad_x log p(y | x, sigma).
 
-    The rule of ADM-G in the language of D (Dhariwal & Nichol 2021, algorithm 2), for any sampler. By Bayes' rule and Tweedie's
-    formula it is, at scale 1 and with a perfect classifier, the D of the pictures of that class; more leans on p(y | x)^scale.
+    The rule of ADM-G in terms of D (Dhariwal & Nichol 2021, algorithm 2), for any sampler. By Bayes' rule and Tweedie's formula
+    it is, at scale 1 and with a perfect classifier, the D of the images of that class; a larger scale weighs them by
+    p(y | x)^scale.
     """
 
     def guided(x: Tensor, sigma: Tensor) -> Tensor:
@@ -78,12 +80,12 @@ def classifier_guidance(denoise: Denoise, log_probability: LogProbability, scale
 
 
 def clip_guidance(denoise: Denoise, similarity: Similarity, scale: float) -> Denoise:
-    """Leans towards clean pictures of high similarity, as CLIP sees it, to a prompt: D + scale sigma^2 grad_x similarity(D(x, sigma)).
+    """Guidance towards clean images that CLIP finds similar to a prompt: D + scale sigma^2 grad_x similarity(D(x, sigma)).
 
-    It is `classifier_guidance` by log p(y | x, sigma) = scale similarity(D(x, sigma)), which needs no classifier of noised pictures; the
-    gradient goes through the network, so that it stays with what the network knows as pictures. Exact for Gaussian data and a linear
+    It is `classifier_guidance` by log p(y | x, sigma) = scale similarity(D(x, sigma)), which needs no classifier of noised images. The
+    gradient goes through the network, so that it stays close to the images that the network knows. Exact for Gaussian data and a linear
     similarity (the data is tilted by e^(scale similarity)), an approximation otherwise (Chung et al. 2023, theorem 1). Above
-    MOST_NOISE there is nothing to compare, and sigma^2 would make a picture of the network's error: D is left as it is.
+    MOST_NOISE, D is left as it is: there is no image to compare, and sigma^2 would amplify the error of the network.
     """
 
     def guided(x: Tensor, sigma: Tensor) -> Tensor:
@@ -99,7 +101,7 @@ def clip_guidance(denoise: Denoise, similarity: Similarity, scale: float) -> Den
 
 
 def _rescaled(guided: Tensor, with_prompt: Tensor, rescale: float) -> Tensor:
-    """A mix of the guided prediction and of the same at the standard deviation that `with_prompt` has in each picture."""
+    """A mix of the guided prediction and the same prediction with the standard deviation that `with_prompt` has in each image."""
     if rescale == 0:
         return guided
     within = tuple(range(1, guided.ndim))

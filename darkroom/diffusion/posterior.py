@@ -1,6 +1,6 @@
-"""The chain of DDPM, a step at a time: q(x_t | x_(t-1)), and its reverse given x_0, q(x_(t-1) | x_t, x_0).
+"""The chain of DDPM, one step at a time: q(x_t | x_(t-1)), and its reverse given x_0, q(x_(t-1) | x_t, x_0).
 
-Pictures are variance-preserving here, t counts from 0, and x_(-1) is the clean picture, which is what the step t = 0 leads back to.
+x_t is variance-preserving here, t counts from 0, and x_(-1) is the clean image, to which the step t = 0 leads back.
 """
 
 from typing import get_args
@@ -11,23 +11,23 @@ from darkroom.choices import VarianceKind
 from darkroom.diffusion.denoiser import times
 from darkroom.diffusion.schedule import Schedule
 
-VARIANCES = get_args(VarianceKind)  # of p(x_(t-1) | x_t): exact if the picture is one point, exact if it is white noise
+VARIANCES = get_args(VarianceKind)  # of p(x_(t-1) | x_t): exact for data that is one point, exact for white noise
 
 
 def forward_step(previous: Tensor, noise: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-    """x_t = sqrt(1 - beta_t) x_(t-1) + sqrt(beta_t) noise (Ho et al. 2020, equation 2). previous, noise (B, ...); t (B,) whole."""
+    """x_t = sqrt(1 - beta_t) x_(t-1) + sqrt(beta_t) noise (Ho et al. 2020, equation 2). previous, noise (B, ...); t (B,), integers."""
     betas = schedule.betas.to(t.device)[t]
     return times(previous, (1 - betas).sqrt()) + times(noise, betas.sqrt())
 
 
 def mean_from_x0(x0: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-    """mu-tilde, the mean of q(x_(t-1) | x_t, x_0), of the picture (Ho et al. 2020, equation 7)."""
+    """mu-tilde, the mean of q(x_(t-1) | x_t, x_0), from x_0 (Ho et al. 2020, equation 7)."""
     of_x0, of_x_t = mean_coefficients(t, schedule)
     return times(x0, of_x0) + times(x_t, of_x_t)
 
 
 def mean_from_noise(noise: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-    """The same mu-tilde of the noise in x_t (Ho et al. 2020, equation 11)."""
+    """The same mu-tilde, from the noise in x_t (Ho et al. 2020, equation 11)."""
     betas, alphas_cumprod = schedule.betas.to(t.device)[t], schedule.alphas_cumprod.to(t.device)[t]
     return times(x_t - times(noise, betas * (1 - alphas_cumprod).rsqrt()), (1 - betas).rsqrt())
 
@@ -53,4 +53,4 @@ def variance(t: Tensor, schedule: Schedule, kind: str = "beta_tilde") -> Tensor:
         case "beta_tilde":
             alphas_cumprod, previous = schedule.alphas_cumprod.to(t.device)[t], schedule.alphas_cumprod_previous.to(t.device)[t]
             return betas * (1 - previous) / (1 - alphas_cumprod)
-    raise ValueError(f"There is no variance {kind!r}; there are {', '.join(VARIANCES)}.")
+    raise ValueError(f"Unknown variance {kind!r}; expected one of {', '.join(VARIANCES)}.")

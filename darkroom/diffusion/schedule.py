@@ -1,8 +1,10 @@
-"""The noise schedule in both languages: beta and alpha-bar of DDPM, sigma of the score literature. All in float64, on the CPU.
+"""The noise schedule, and the noise levels that a sampler visits. All in float64, on the CPU.
+
+A schedule has two descriptions: beta and alpha-bar of DDPM, sigma of the score literature.
 
 DDPM (Ho et al. 2020) keeps the variance: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise, t = 0 .. T-1. Divided by
-sqrt(abar_t) the same picture is x = x_0 + sigma noise with sigma = sqrt((1 - abar_t) / abar_t) (Karras et al. 2022).
-The papers count t from 1; here t = 0 is their 1, and the clean picture is before it.
+sqrt(abar_t) the same image is x = x_0 + sigma noise with sigma = sqrt((1 - abar_t) / abar_t) (Karras et al. 2022).
+The papers count t from 1; here t = 0 is their 1, and the clean image comes before it.
 """
 
 import math
@@ -19,7 +21,7 @@ COSINE_OFFSET = 0.008  # Nichol & Dhariwal 2021, section 3.2
 MAX_BETA = 0.999  # there too: the last cosine beta would be 1
 TERMINAL_SIGNAL = 2.0**-16  # sqrt(abar) that stands for 0 in a schedule of zero terminal SNR
 KARRAS_RHO = 7.0  # Karras et al. 2022, equation 5
-MOST_NOISE = math.exp(5.1)  # where DPM-Solver cuts cosine schedules (Lu et al. 2022, lambda = -5.1): above it there is no picture
+MOST_NOISE = math.exp(5.1)  # where DPM-Solver cuts cosine schedules (Lu et al. 2022, lambda = -5.1): above it there is no image
 KINDS = get_args(ScheduleKind)
 SPACINGS = get_args(SpacingName)
 
@@ -35,7 +37,7 @@ class Schedule:
 
     @classmethod
     def make(cls, kind: str, num_train_timesteps: int, beta_start: float, beta_end: float, zero_terminal_snr: bool = False) -> Self:
-        """A schedule by name. `quadratic` (DDPM's name) is Stable Diffusion's `scaled_linear`; `cosine` and `flow` have no use for betas.
+        """A schedule by name. `quadratic` (DDPM's name) is Stable Diffusion's `scaled_linear`; `cosine` and `flow` do not use betas.
 
         Args:
             kind: one of KINDS. `flow` has the noise levels of rectified flow (Liu et al. 2023), where x = (1 - s) x_0 + s noise at
@@ -43,7 +45,7 @@ class Schedule:
             num_train_timesteps: T.
             beta_start: the first beta.
             beta_end: the last beta.
-            zero_terminal_snr: stretch the schedule so that its last step has no signal left (see `zero_terminal`).
+            zero_terminal_snr: stretch the schedule so that no signal is left after its last step (see `zero_terminal`).
 
         Raises:
             ValueError: an unknown kind, or betas that do not rise within (0, 1).
@@ -66,7 +68,7 @@ class Schedule:
             case "flow":
                 betas = _flow_betas(num_train_timesteps)
             case _:
-                raise ValueError(f"There is no schedule {kind!r}; there are {', '.join(KINDS)}.")
+                raise ValueError(f"Unknown schedule {kind!r}; expected one of {', '.join(KINDS)}.")
         if zero_terminal_snr:
             betas = zero_terminal(betas)
         return cls(kind, num_train_timesteps, beta_start, beta_end, zero_terminal_snr, betas)
@@ -77,7 +79,7 @@ class Schedule:
 
     @cached_property
     def alphas_cumprod(self) -> Tensor:
-        """abar_t, the share of the picture's variance that is left after step t."""
+        """abar_t, the share of the image's variance that is left after step t."""
         return self.alphas.cumprod(0)
 
     @cached_property
@@ -87,7 +89,7 @@ class Schedule:
 
     @cached_property
     def sigmas(self) -> Tensor:
-        """Rising; the noise-to-signal ratio after step t."""
+        """The ratio of the standard deviations of noise and signal after step t; rising."""
         return ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt()
 
     @cached_property
@@ -96,7 +98,7 @@ class Schedule:
         return self.sigmas**-2
 
     def sigma_to_t(self, sigma: Tensor) -> Tensor:
-        """The fractional timestep of a noise level, by linear interpolation in log sigma; levels beyond the ends get the ends.
+        """The fractional timestep of a noise level, by linear interpolation in log sigma; levels beyond the ends become the ends.
 
         Any shape, float64, on the CPU.
         """
@@ -114,11 +116,11 @@ class Schedule:
 
 
 def zero_terminal(betas: Tensor) -> Tensor:
-    """Betas whose last step leaves no signal (Lin et al. 2024, algorithm 1): sqrt(abar) shifted to end in 0, scaled to begin where it did.
+    """Betas whose last step leaves no signal (Lin et al. 2024, algorithm 1).
 
-    The end is not 0 but TERMINAL_SIGNAL, or half of the step before where that is less, because sigma = 1 / sqrt(abar) must be finite.
-    At sigma 65536, what is left of the picture and the rounding of x = x_0 + sigma noise in fp32 are equally small beside the next
-    step's noise, both about 1e-5.
+    sqrt(abar) is shifted to end in 0 and scaled to keep its first value. The end is not 0 but TERMINAL_SIGNAL, or half of the step
+    before if that is less, because sigma = 1 / sqrt(abar) must be finite. At sigma 65536, the rest of the image and the rounding of
+    x = x_0 + sigma noise in fp32 are equally small compared with the noise of the next step, both about 1e-5.
     """
     signal = (1 - betas).cumprod(0).sqrt()
     first, last = signal[0], signal[-1]
@@ -145,30 +147,30 @@ def _cosine_betas(num_train_timesteps: int) -> Tensor:
 
 
 def noise_levels(schedule: Schedule, steps: int, spacing: str = "trailing") -> Tensor:
-    """The noise levels of a walk of `steps` steps: (steps + 1,) float64, falling, the last one 0.
+    """The noise levels of `steps` sampling steps: (steps + 1,) float64, falling, the last one 0.
 
-    The first level is the schedule's last sigma, except with "leading". Spacings that are even in a function of sigma leave what
-    lies above MOST_NOISE (in cosine and flow schedules, and those of zero terminal SNR) in their first step.
+    The first level is the schedule's last sigma, except with "leading". Spacings that are even in a function of sigma cover
+    everything above MOST_NOISE (in cosine and flow schedules, and with zero terminal SNR) in their first step.
 
     Args:
-        schedule: whose sigmas are visited.
+        schedule: of the model.
         steps: at least 1; need not divide the number of timesteps.
         spacing:
             "trailing": evenly spaced timesteps that begin at the last one (Lin et al. 2024, table 2).
-            "leading": evenly spaced timesteps that end at 1, T // steps apart: what diffusers makes of the `steps_offset: 1` of
-                Stable Diffusion. The last timesteps, those with the most noise, are never visited.
+            "leading": evenly spaced timesteps that end at 1, T // steps apart, as in diffusers with Stable Diffusion's
+                `steps_offset: 1`. The last timesteps, those with the most noise, are never visited.
             "karras": even in sigma^(1/7) (Karras et al. 2022, equation 5).
-            "exponential": even in log sigma down to the schedule's first sigma, and from there to 0.
-            "uniform_lambda": even in lambda = -log sigma too, but the last of the even steps goes to 0 instead of to the first
+            "exponential": even in log sigma down to the first sigma of the schedule, then 0.
+            "uniform_lambda": even in lambda = -log sigma too, but the last of the even steps leads to 0 instead of the first
                 sigma (Lu et al. 2022, DPM-Solver, section 3.3).
 
     Raises:
-        ValueError: steps below 1, more steps than there are timesteps for them, or an unknown spacing.
+        ValueError: steps below 1, more steps than timesteps, or an unknown spacing.
     """
     if steps < 1:
-        raise ValueError(f"steps is {steps}; a sampler takes at least 1.")
+        raise ValueError(f"steps is {steps}; it must be at least 1.")
     if spacing not in SPACINGS:
-        raise ValueError(f"There is no spacing {spacing!r}; there are {', '.join(SPACINGS)}.")
+        raise ValueError(f"Unknown spacing {spacing!r}; expected one of {', '.join(SPACINGS)}.")
     if spacing in ("trailing", "leading"):
         levels = schedule.sigmas[_timesteps(schedule.num_train_timesteps, steps, spacing)]
     else:
@@ -180,10 +182,10 @@ def noise_levels(schedule: Schedule, steps: int, spacing: str = "trailing") -> T
 
 
 def _timesteps(num_train_timesteps: int, steps: int, spacing: str) -> Tensor:
-    """Whole timesteps, falling."""
+    """Integer timesteps, falling."""
     most = num_train_timesteps if spacing == "trailing" else num_train_timesteps - 1
     if steps > most:
-        raise ValueError(f"{steps} {spacing} steps do not fit into the schedule's {num_train_timesteps} timesteps; take at most {most}.")
+        raise ValueError(f"steps is {steps}; with spacing {spacing} and {num_train_timesteps} timesteps it must be at most {most}.")
     if spacing == "leading":
         return torch.arange(steps).flip(0) * (num_train_timesteps // steps) + 1
     count = torch.arange(steps, dtype=torch.float64)
@@ -191,7 +193,7 @@ def _timesteps(num_train_timesteps: int, steps: int, spacing: str) -> Tensor:
 
 
 def _between(high: float, low: float, num: int, spacing: str) -> Tensor:
-    """`num` levels from `high` on, evenly spaced in a function of sigma."""
+    """`num` levels from `high` downwards, evenly spaced in a function of sigma."""
     if spacing == "karras":
         return torch.linspace(high ** (1 / KARRAS_RHO), low ** (1 / KARRAS_RHO), num, dtype=torch.float64) ** KARRAS_RHO
     if spacing == "exponential":

@@ -1,4 +1,4 @@
-"""Models in and out: `import_model` and `export_model`, a part at a time, so that a large model fits into memory."""
+"""Import and export of models, one part at a time, so that a large model fits into memory."""
 
 from pathlib import Path
 
@@ -13,19 +13,19 @@ from darkroom.sampling.model_folder import ModelFolder
 
 
 def import_model(source: str, out: Path, *, prediction: str | None = None) -> None:
-    """Writes a folder with clip/, vae/ and unet/, which `TextToImage.load` and the stages read.
+    """Write a folder with clip/, vae/ and unet/, which `TextToImage.load` and the stages read.
 
     Args:
         source: the folder of a diffusers pipeline, a single file of Stable Diffusion, or OWNER/NAME on the hub.
-        out: a new folder; it appears whole or not at all.
-        prediction: what the U-Net predicts, for a single file that does not say it.
+        out: a new folder; it is written whole or not at all.
+        prediction: of the U-Net, for a single file that does not contain it.
 
     Raises:
-        ValueError: `out` is there already, or `source` is not a whole model of Stable Diffusion's architecture.
+        ValueError: `out` exists, or `source` is not a whole model of Stable Diffusion's architecture.
     """
     check_new(out)
     model = open_source(source, prediction)
-    diffusion = model.diffusion()  # the cheap questions first
+    diffusion = model.diffusion()  # cheap, so errors come early
     with replacing(out) as folder:
         clip = model.clip()
         clip.save(folder / "clip")
@@ -42,36 +42,36 @@ def import_model(source: str, out: Path, *, prediction: str | None = None) -> No
 
 
 def open_source(source: str, prediction: str | None) -> SingleFile | PipelineFolder:
-    """A model that others wrote, by what its name looks like.
+    """A model in a foreign format; `source` decides which.
 
     Raises:
-        ValueError: nothing is there, or it is of another kind.
+        ValueError: not found, or of another kind.
     """
     path = Path(source)
     if path.is_file() or path.suffix in SUFFIXES:
         return SingleFile(path, prediction)
     if prediction is not None:
-        raise ValueError(f"{source} says itself what it predicts; leave --prediction out.")
+        raise ValueError(f"{source} already defines its prediction; remove --prediction.")
     if path.is_dir():
         return PipelineFolder(path)
     if is_hub_id(source):
         return PipelineFolder(fetch_pipeline(source))
-    raise ValueError(f"{source} is not there: give the folder of a diffusers pipeline, a single file, or OWNER/NAME on the hub.")
+    raise ValueError(f"{source} not found: give a pipeline folder, a single file, or OWNER/NAME on the Hugging Face hub.")
 
 
 def export_model(model: Path, out: Path, format: ExportFormat) -> list[Path]:
-    """Writes a folder of ours for other programs.
+    """Write a model for other programs.
 
     Args:
         model: a folder with clip/, vae/ and unet/.
-        out: a new folder; or, of a single file, a new FILE.safetensors, beside which its card FILE.md appears.
-        format: for diffusers, or one file for ComfyUI, A1111 and their like.
+        out: a new folder; or, for a single file, a new FILE.safetensors; its card FILE.md is written next to it.
+        format: a folder for diffusers, or one file for ComfyUI, A1111 and similar programs.
 
     Returns:
-        What was written.
+        The written paths.
 
     Raises:
-        ValueError: something is there already, or the model cannot be expressed.
+        ValueError: an output exists, or the format cannot express the model.
     """
     check_new(out)
     source = ModelFolder(model)
@@ -80,7 +80,7 @@ def export_model(model: Path, out: Path, format: ExportFormat) -> list[Path]:
             write_pipeline(source, folder)
         return [out]
     if out.suffix != ".safetensors":
-        raise ValueError(f"{out} should end in .safetensors: a single file is written.")
+        raise ValueError(f"{out} must end in .safetensors: the export is a single file.")
     card = out.with_suffix(".md")
     check_new(card)
     with replacing(card) as text, replacing(out) as file:
@@ -90,20 +90,20 @@ def export_model(model: Path, out: Path, format: ExportFormat) -> list[Path]:
 
 def check_new(out: Path) -> None:
     if out.exists():
-        raise ValueError(f"{out} is there already; nothing is overwritten. Name a new one.")
+        raise ValueError(f"{out} exists and is not overwritten. Give a new path.")
 
 
 def check_fits(unet: UNetConfig, *, context_dim: int, latent_channels: int) -> None:
-    """Raises ValueError where a U-Net does not fit its text tower or its autoencoder, or wants more than both."""
+    """Raise ValueError if a U-Net does not fit its text encoder or autoencoder, or needs further inputs."""
     if unet.cross_attention_dim != context_dim:
         raise ValueError(
-            f"The U-Net reads text embeddings of width {unet.cross_attention_dim}, the text tower gives {context_dim}: "
-            "they are not of one model."
+            f"The U-Net expects token embeddings of width {unet.cross_attention_dim}, but those of the text encoder have {context_dim}: "
+            "they belong to different models."
         )
     if (unet.in_channels, unet.out_channels) != (latent_channels, latent_channels):
         raise ValueError(
-            f"The U-Net has {unet.in_channels} channels in and {unet.out_channels} out, the autoencoder {latent_channels}: "
-            "models for inpainting, depth or upscaling are other architectures."
+            f"The U-Net has {unet.in_channels} input and {unet.out_channels} output channels, but the latents have {latent_channels}: "
+            "models for inpainting, depth or upscaling are not supported."
         )
     if unet.sample_size is None:
-        raise ValueError("The U-Net's config.json has no `sample_size`: add the side of its training pictures in latent pixels.")
+        raise ValueError("`sample_size` is missing in config.json of the U-Net: add the side of its training images in latent pixels.")

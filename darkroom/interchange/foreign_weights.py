@@ -1,4 +1,4 @@
-"""Weights that others wrote: safetensors, or pickles that torch reads as tensors and nothing else."""
+"""Weights in foreign files: safetensors, or pickles, from which torch reads tensors only."""
 
 import pickle
 import re
@@ -15,19 +15,27 @@ from darkroom.models.weights import read_weights
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
 SUFFIXES = (".safetensors", *PICKLES)
-DAMAGES = (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError)  # what bytes of another kind lead to
+DAMAGES = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+)  # for damaged or other files
 
 
 def read_foreign_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, mapped from the disk rather than copied where the format allows it.
+    """The tensors of a file, memory-mapped if the format allows it.
 
-    A training checkpoint gives its `state_dict`; counters, optimizer and callbacks beside it are left.
+    From a training checkpoint, its `state_dict`, without counters, optimizer and callbacks.
 
     Raises:
-        ValueError: it is missing, of an unknown kind, unreadable, or a pickle with more than tensors in it.
+        ValueError: the file is missing, of an unknown kind, unreadable, or a pickle with more than tensors.
     """
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path} should be a file of weights: {', '.join(SUFFIXES)}.")
+        raise ValueError(f"{path} is not a file of weights; expected one of {', '.join(SUFFIXES)}.")
     if not path.is_file():
         raise ValueError(f"{path} is missing.")
     if path.suffix == ".safetensors":
@@ -35,9 +43,9 @@ def read_foreign_weights(path: Path) -> dict[str, Tensor]:
     content = _unpickle(path)
     weights = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(weights, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a table of weights.")
-    if strange := [key for key, value in weights.items() if not isinstance(value, Tensor)]:
-        raise ValueError(f"{path}: `{strange[0]}` is a {type(weights[strange[0]]).__name__}, not a tensor.")
+        raise ValueError(f"{path} contains a {type(content).__name__}, not weights by name.")
+    if unexpected := [key for key, value in weights.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"{path}: `{unexpected[0]}` is a {type(weights[unexpected[0]]).__name__}, not a tensor.")
     return dict(weights)
 
 
@@ -45,17 +53,17 @@ def _unpickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (*DAMAGES, pickle.UnpicklingError) as error:
-        said = str(error).rpartition("WeightsUnpickler error:")[2]  # before it torch explains its own defaults
-        if program := re.search(r"GLOBAL (\S+)", said):
+        reason = str(error).rpartition("WeightsUnpickler error:")[2]  # without torch's explanation of its defaults
+        if program := re.search(r"GLOBAL (\S+)", reason):
             raise ValueError(
-                f"{path} is a pickle that holds more than weights (`{program[1]}`), and such a file can run any program: it was refused "
-                "and nothing in it was run. Take the model's .safetensors file."
+                f"{path} is a pickle with more than weights (`{program[1]}`). Such a file can run any program: it was refused, and nothing "
+                "in it was run. Use the .safetensors file of the model."
             ) from error
-        raise ValueError(f"{path} is damaged or no file of torch: {' '.join(said.split())[:200]}") from error
+        raise ValueError(f"{path} is damaged or not a PyTorch file: {' '.join(reason.split())[:200]}") from error
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The free text in the head of a .safetensors file; {} for other files."""
+    """The metadata of a .safetensors file; {} for other files."""
     if path.suffix != ".safetensors":
         return {}
     with safe_open(path, "pt") as file:

@@ -1,4 +1,4 @@
-"""What a single file of Stable Diffusion does not say in words: its configuration, read off the shapes of its weights."""
+"""The configuration of a single-file Stable Diffusion, derived from the shapes of its weights."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -14,25 +14,25 @@ from darkroom.models.unet import DOWN_TYPES, UNetConfig
 
 TRANSFORMERS_TEXT = "cond_stage_model.transformer."  # Stable Diffusion 1.x
 OPEN_CLIP_TEXT = "cond_stage_model.model."  # 2.x
-HEADS = 8  # of every attention of 1.x; 2.x and both text towers have heads of HEAD_WIDTH channels
+HEADS = 8  # of every attention of 1.x; the heads of 2.x and of both text encoders have HEAD_WIDTH channels
 HEAD_WIDTH = 64
-SCALING_FACTOR = 0.18215  # of the autoencoder of 1.x and 2.x, which its files do not hold and their readers take for granted
+SCALING_FACTOR = 0.18215  # of the autoencoder of 1.x and 2.x; not in the files, their readers assume it
 
-# part of a name -> what has it; the first hit counts
+# pattern of a weight's name -> architecture or kind of file; the first match counts
 OTHER_ARCHITECTURES = {
     r"^conditioner\.embedders\.|\blabel_emb\.": "Stable Diffusion XL",
-    r"lora_(up|down|A|B|te|unet)|\.hada_w|\.lokr_": "a LoRA, which changes a model and is none",
-    r"^control_model\.|input_hint_block|controlnet_cond_embedding": "a ControlNet, which steers a model and is none",
+    r"lora_(up|down|A|B|te|unet)|\.hada_w|\.lokr_": "a LoRA adapter, not a full model",
+    r"^control_model\.|input_hint_block|controlnet_cond_embedding": "a ControlNet, not a full model",
     r"joint_blocks\.": "Stable Diffusion 3",
     r"(double|single)_blocks\.": "Flux",
-    r"^(string_to_param|emb_params|clip_l$|clip_g$)": "a textual inversion, which is an embedding for a model and no model",
-    r"^(encoder|decoder)\.(conv_in|down|up)": "an autoencoder alone",
-    r"^(down_blocks|up_blocks|mid_block)\.": "one part of a diffusers folder; import the folder",
+    r"^(string_to_param|emb_params|clip_l$|clip_g$)": "a textual inversion (an embedding), not a full model",
+    r"^(encoder|decoder)\.(conv_in|down|up)": "only an autoencoder",
+    r"^(down_blocks|up_blocks|mid_block)\.": "one part of a pipeline folder; import the folder",
 }
 
 
 class Shapes:
-    """Weights by name, with errors that a reader of the file understands."""
+    """Shapes of weights by name; a missing one raises an error for users."""
 
     def __init__(self, weights: Mapping[str, Tensor], prefix: str, where: Path | str) -> None:
         self.shapes = {key.removeprefix(prefix): tuple(value.shape) for key, value in weights.items() if key.startswith(prefix)}
@@ -41,39 +41,41 @@ class Shapes:
 
     def __getitem__(self, key: str) -> tuple[int, ...]:
         if key not in self.shapes:
-            raise ValueError(f"{self.where}: `{self.prefix}{key}` is missing: it is not a whole Stable Diffusion 1.x or 2.x.")
+            raise ValueError(f"{self.where}: `{self.prefix}{key}` is missing: this is not a complete Stable Diffusion 1.x or 2.x.")
         return self.shapes[key]
 
     def __contains__(self, key: str) -> bool:
         return key in self.shapes
 
     def count(self, pattern: str) -> int:
-        """How many different numbers stand in the only group of `pattern`, which a name begins with."""
+        """Number of different values of the group in `pattern`, over all names that start with it."""
         return len({match[1] for key in self.shapes if (match := re.match(pattern, key))})
 
 
 def check_architecture(names: Iterable[str], where: Path | str) -> None:
-    """Raises ValueError, saying what it is, where the names are not those of a whole Stable Diffusion 1.x or 2.x."""
+    """Raise ValueError, with the kind of the file, if these are not the weights of a complete Stable Diffusion 1.x or 2.x."""
     names = list(names)
-    for pattern, what in OTHER_ARCHITECTURES.items():
+    for pattern, kind in OTHER_ARCHITECTURES.items():
         if found := next((name for name in names if re.search(pattern, name)), None):
-            raise ValueError(f"{where} is {what} (it has `{found}`); only Stable Diffusion 1.x and 2.x are read.")
-    for prefix, part in ((UNET_PREFIX, "U-Net"), (VAE_PREFIX, "autoencoder"), ("cond_stage_model.", "text tower")):
+            raise ValueError(f"{where} is {kind} (it has `{found}`); only Stable Diffusion 1.x and 2.x can be imported.")
+    for prefix, part in ((UNET_PREFIX, "U-Net"), (VAE_PREFIX, "autoencoder"), ("cond_stage_model.", "text encoder")):
         if not any(name.startswith(prefix) for name in names):
-            raise ValueError(f"{where} has no {part} (`{prefix}*`): it is not a whole Stable Diffusion 1.x or 2.x.")
+            raise ValueError(f"{where} has no {part} (`{prefix}*`): it is not a complete Stable Diffusion 1.x or 2.x.")
 
 
 def unet_config(weights: Mapping[str, Tensor], where: Path | str, *, sample_size: int) -> UNetConfig:
     """
     Raises:
-        ValueError: a weight that the shape is read off is missing, or transformers of another depth.
+        ValueError: a required weight is missing, or the transformers have another depth.
     """
     shapes = Shapes(weights, UNET_PREFIX, where)
     levels = 1 + shapes.count(r"input_blocks\.(\d+)\.0\.op\.")
     layers = (shapes.count(r"input_blocks\.(\d+)\.") - levels) // levels
     firsts = [1 + level * (layers + 1) for level in range(levels)]
     if "middle_block.1.transformer_blocks.1.norm1.weight" in shapes:
-        raise ValueError(f"{where}: its transformers are deeper than one block, as in Stable Diffusion XL; only 1.x and 2.x are read.")
+        raise ValueError(
+            f"{where}: its transformers have more than one block, as in Stable Diffusion XL; only 1.x and 2.x can be imported."
+        )
     widths = tuple(shapes[f"input_blocks.{first}.0.out_layers.3.weight"][0] for first in firsts)
     linear = len(shapes["middle_block.1.proj_in.weight"]) == 2
     return UNetConfig(
@@ -92,7 +94,7 @@ def unet_config(weights: Mapping[str, Tensor], where: Path | str, *, sample_size
 def vae_config(weights: Mapping[str, Tensor], where: Path | str, *, sample_size: int, scaling_factor: float) -> AutoencoderConfig:
     """
     Raises:
-        ValueError: a weight that the shape is read off is missing.
+        ValueError: a required weight is missing.
     """
     shapes = Shapes(weights, VAE_PREFIX, where)
     levels = shapes.count(r"encoder\.down\.(\d+)\.")
@@ -111,10 +113,10 @@ def vae_config(weights: Mapping[str, Tensor], where: Path | str, *, sample_size:
 
 
 def text_model_cfg(weights: Mapping[str, Tensor], where: Path | str, *, quick_gelu: bool) -> dict[str, Any]:
-    """open_clip's description of the text tower, of which `weights` has open_clip's names.
+    """open_clip's description of the text encoder; `weights` have open_clip's names.
 
     Raises:
-        ValueError: a weight that the shape is read off is missing.
+        ValueError: a required weight is missing.
     """
     shapes = Shapes(weights, "", where)
     context_length, width = shapes["positional_embedding"]
@@ -130,5 +132,5 @@ def text_model_cfg(weights: Mapping[str, Tensor], where: Path | str, *, quick_ge
 
 def _heads(width: int, where: Path | str) -> int:
     if width % HEAD_WIDTH:
-        raise ValueError(f"{where}: a width of {width} is no multiple of {HEAD_WIDTH}, the channels of an attention head in such files.")
+        raise ValueError(f"{where}: the width {width} is not a multiple of {HEAD_WIDTH}, the channels of an attention head in such files.")
     return width // HEAD_WIDTH

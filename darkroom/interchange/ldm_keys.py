@@ -1,7 +1,7 @@
 """Names of weights in single files: those of the latent-diffusion code, for the U-Net and the autoencoder. Both ways, bit for bit.
 
-The latent-diffusion code counts the blocks of the whole way down (or up) in one row; diffusers, whose names are ours, groups
-them by resolution. The table between the two follows from the configuration.
+The latent-diffusion code numbers all blocks on the way down (or up) in one sequence; diffusers, whose names are ours, groups them
+by resolution. The configuration determines the mapping between the two.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ from darkroom.models.weights import empty
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 
-# modules within a block: ours -> latent diffusion's. What is not here has one name.
+# modules within a block: our name -> that of latent diffusion. All others have the same name.
 UNET_RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -30,12 +30,12 @@ VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "t
 
 
 def unet_keys(config: UNetConfig) -> dict[str, str]:
-    """Every weight of such a U-Net: our name -> latent diffusion's, without prefix."""
+    """Every weight of a U-Net: our name -> that of latent diffusion, without prefix."""
     return _keys(empty(UNet2DConditionModel, config).state_dict(), dict(_unet_modules(config)))
 
 
 def vae_keys(config: AutoencoderConfig) -> dict[str, str]:
-    """Every weight of such an autoencoder: our name -> latent diffusion's, without prefix."""
+    """Every weight of an autoencoder: our name -> that of latent diffusion, without prefix."""
     return _keys(empty(AutoencoderKL, config).state_dict(), dict(_vae_modules(config)))
 
 
@@ -46,7 +46,7 @@ def _keys(weights: Mapping[str, Tensor], modules: Mapping[str, str]) -> dict[str
 
 
 def _rename(key: str, modules: Mapping[str, str]) -> str:
-    """By the longest beginning of the name that is a module in the table."""
+    """Rename the longest module in the table that the key starts with."""
     parts = key.split(".")
     for length in range(len(parts) - 1, 0, -1):
         module = ".".join(parts[:length])
@@ -89,7 +89,7 @@ def _vae_modules(config: AutoencoderConfig) -> Iterator[tuple[str, str]]:
         for layer in range(layers):
             yield from _inside(f"encoder.down_blocks.{level}.resnets.{layer}", f"encoder.down.{level}.block.{layer}", VAE_RESNET)
         yield f"encoder.down_blocks.{level}.downsamplers.0.conv", f"encoder.down.{level}.downsample.conv"
-        up = levels - 1 - level  # latent diffusion counts the resolutions of the decoder from the finest, too
+        up = levels - 1 - level  # latent diffusion numbers the resolutions of the decoder from the finest, too
         for layer in range(layers + 1):
             yield from _inside(f"decoder.up_blocks.{level}.resnets.{layer}", f"decoder.up.{up}.block.{layer}", VAE_RESNET)
         yield f"decoder.up_blocks.{level}.upsamplers.0.conv", f"decoder.up.{up}.upsample.conv"
@@ -100,30 +100,30 @@ def _inside(ours: str, theirs: str, names: Mapping[str, str]) -> Iterator[tuple[
 
 
 def unet_to_ldm(config: UNetConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights under the names of a single file, prefix included."""
+    """Our weights with the names of a single file, including the prefix."""
     return {f"{UNET_PREFIX}{name}": weights[key] for key, name in unet_keys(config).items()}
 
 
 def unet_from_ldm(config: UNetConfig, weights: Mapping[str, Tensor], *, where: Path | str) -> dict[str, Tensor]:
-    """The U-Net of a single file under our names.
+    """The U-Net of a single file with our names.
 
     Raises:
-        ValueError: a weight under the U-Net's prefix is missing or left over.
+        ValueError: a weight with the prefix of the U-Net is missing or unexpected.
     """
     return _take(unet_keys(config), weights, UNET_PREFIX, where)
 
 
 def vae_to_ldm(config: AutoencoderConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights under the names of a single file, prefix included. The maps of its attention are convolutions there."""
+    """Our weights with the names of a single file, including the prefix. The projections of its attention are convolutions there."""
     named = {f"{VAE_PREFIX}{name}": weights[key] for key, name in vae_keys(config).items()}
     return {name: value[:, :, None, None] if ".attn_1." in name and value.ndim == 2 else value for name, value in named.items()}
 
 
 def vae_from_ldm(config: AutoencoderConfig, weights: Mapping[str, Tensor], *, where: Path | str) -> dict[str, Tensor]:
-    """The autoencoder of a single file under our names.
+    """The autoencoder of a single file with our names.
 
     Raises:
-        ValueError: a weight under the autoencoder's prefix is missing or left over.
+        ValueError: a weight with the prefix of the autoencoder is missing or unexpected.
     """
     found = _take(vae_keys(config), weights, VAE_PREFIX, where)
     return {key: value[:, :, 0, 0] if ".attentions.0." in key and value.ndim == 4 else value for key, value in found.items()}
@@ -132,7 +132,7 @@ def vae_from_ldm(config: AutoencoderConfig, weights: Mapping[str, Tensor], *, wh
 def _take(keys: Mapping[str, str], weights: Mapping[str, Tensor], prefix: str, where: Path | str) -> dict[str, Tensor]:
     names = {prefix + name for name in keys.values()}
     if missing := sorted(names - set(weights)):
-        raise ValueError(f"{where}: `{missing[0]}` is missing ({len(missing)} such).")
-    if strange := sorted(name for name in weights if name.startswith(prefix) and name not in names):
-        raise ValueError(f"{where}: `{strange[0]}` is no weight of this architecture ({len(strange)} such).")
+        raise ValueError(f"{where}: `{missing[0]}` is missing ({len(missing)} in total).")
+    if unexpected := sorted(name for name in weights if name.startswith(prefix) and name not in names):
+        raise ValueError(f"{where}: `{unexpected[0]}` is not a weight of this architecture ({len(unexpected)} in total).")
     return {key: weights[prefix + name] for key, name in keys.items()}

@@ -1,4 +1,4 @@
-"""README.md of an exported model: what it is, how to load it, what does not carry over."""
+"""The card (README.md) of an exported model: what it is, how to load it, and how it differs from Stable Diffusion."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ tags: [stable-diffusion, text-to-image]
 
 # A text-to-image model
 
-A latent diffusion model with the architecture of Stable Diffusion, exported by darkroom {version}. Its licence is that of the
-pictures, and of the model if there was one, that it was trained from.
+A latent diffusion model with the architecture of Stable Diffusion, exported by darkroom {version}. Its licence follows from
+the licences of the photos, and of the model, that it was trained from.
 
 | | |
 |---|---|
-| pictures | {size} x {size} px in training |
-| the U-Net predicts | {prediction} |
+| training images | {size} x {size} px |
+| prediction of the U-Net | {prediction} |
 | noise schedule | {schedule} |
-| drawn with, by default | {drawing} |
+| default sampling | {sampling} |
 """
 PIPELINE = """
 ## Use
@@ -36,32 +36,32 @@ PIPELINE = """
 from diffusers import StableDiffusionPipeline
 
 pipeline = StableDiffusionPipeline.from_pretrained("path/to/this/folder")
-picture = pipeline("a prompt", height={size}, width={size}, num_inference_steps={steps}, guidance_scale={guidance_scale:g}).images[0]
+image = pipeline("a prompt", height={size}, width={size}, num_inference_steps={steps}, guidance_scale={guidance_scale:g}).images[0]
 ```
 
-The scheduler is DDIM; others can be made from its configuration. There is no safety checker.
+The scheduler is DDIM; other schedulers can be created from its configuration. There is no safety checker.
 """
 EXCLAMATION = """
-The tokenizer pads with "!", which has number 0, as Stable Diffusion 2.x does; transformers therefore reads a "!" in a prompt as
-padding, and darkroom as an exclamation mark.
+The tokenizer pads with "!" (token 0), as Stable Diffusion 2.x does. Therefore transformers reads a "!" in a prompt as padding, while
+darkroom reads it as an exclamation mark.
 """
 SINGLE_FILE = """
 ## Use
 
-For programs that read a whole Stable Diffusion from one file, such as ComfyUI, A1111 and diffusers' `from_single_file`. The
-autoencoder has Stable Diffusion's scale of latents (0.18215), which these programs take for granted.
+For programs that read a complete Stable Diffusion from one file, such as ComfyUI, A1111 and diffusers' `from_single_file`. The
+autoencoder has Stable Diffusion's scale of the latents (0.18215), which these programs assume.
 """
-NO_OBSTACLES = "Its architecture, text tower and noise schedule are those of Stable Diffusion, so that they draw what darkroom draws.\n"
-OBSTACLES = """## What such programs cannot know
+NO_OBSTACLES = "Its architecture, text encoder and noise schedule are those of Stable Diffusion, so these programs draw the same images.\n"
+OBSTACLES = """## Differences from Stable Diffusion
 
-They take for granted that a file is Stable Diffusion 1.x or 2.x in every number that it does not say. This one differs: without
-settings of your own they will refuse it or draw something else. The diffusers folder (`darkroom export --format diffusers`)
-says all of it.
+These programs assume the values of Stable Diffusion 1.x or 2.x for everything that a file does not contain. This model differs:
+without matching settings they will refuse it or draw something else. A pipeline folder (`darkroom export --format diffusers`)
+contains all values.
 
 """
 WIDTHS = (320, 640, 1280, 1280)
 VAE = AutoencoderConfig(block_out_channels=(128, 256, 512, 512), layers_per_block=2)
-UNETS = {  # family -> its U-Net, but for the side of its training pictures
+UNETS = {  # family -> its U-Net, except `sample_size`
     "1.x": UNetConfig(block_out_channels=WIDTHS, cross_attention_dim=768, attention_head_dim=(HEADS,) * 4),
     "2.x": UNetConfig(
         block_out_channels=WIDTHS,
@@ -70,7 +70,7 @@ UNETS = {  # family -> its U-Net, but for the side of its training pictures
         use_linear_projection=True,
     ),
 }
-# family -> width, heads, quick GELU, padding, and layers with the one that is read
+# family -> width, heads, quick GELU, padding, and pairs of (number of layers, layer for the U-Net)
 TEXTS = {
     "1.x": (768, 12, True, "end", ((12, "last"),)),
     "2.x": (1024, 16, False, "zero", ((24, "penultimate"), (23, "last"))),
@@ -81,7 +81,7 @@ CONTEXT_LENGTH = 77
 @dataclass(frozen=True)
 class Card:
     version: str  # of darkroom
-    size: int  # px, side of the training pictures
+    size: int  # px, side of the training images
     diffusion: DiffusionConfig
     pad_token: str  # zero or end
 
@@ -102,17 +102,17 @@ class Card:
             size=self.size,
             prediction=self.diffusion.prediction,
             schedule=f"{schedule.kind}, {schedule.num_train_timesteps} steps{ending}",
-            drawing=f"{self.diffusion.sampler}, {self.diffusion.steps} steps, guidance scale {self.diffusion.guidance_scale:g}",
+            sampling=f"{self.diffusion.sampler}, {self.diffusion.steps} steps, guidance scale {self.diffusion.guidance_scale:g}",
         )
 
 
 def obstacles(diffusion: DiffusionConfig, unet: UNetConfig, vae: AutoencoderConfig, text: dict[str, Any]) -> list[str]:
-    """Sentences, one for each part that such tools would build or use in another way; [] if they draw what we draw."""
+    """One sentence for each value that single-file tools would assume wrongly; [] if they draw what we draw."""
     family = "1.x" if text["model_cfg"]["quick_gelu"] else "2.x"
     return [
         *_text_obstacles(text, family),
-        *_shape_obstacles(unet, UNETS[family], f"The U-Net has {{}} where that of Stable Diffusion {family} has {{}}."),
-        *_shape_obstacles(vae, VAE, "The autoencoder has {} where Stable Diffusion's has {}."),
+        *_shape_obstacles(unet, UNETS[family], f"The U-Net has {{}}; that of Stable Diffusion {family} has {{}}."),
+        *_shape_obstacles(vae, VAE, "The autoencoder has {}; that of Stable Diffusion has {}."),
         *_diffusion_obstacles(diffusion, family),
     ]
 
@@ -122,15 +122,15 @@ def _text_obstacles(text: dict[str, Any], family: str) -> list[str]:
     width, heads, _, pad, layers = TEXTS[family]
     wanted = {"width": width, "heads": heads, "context_length": CONTEXT_LENGTH, "mlp_ratio": 4.0}
     found = [
-        f"The text tower has {name} {config[name]} where that of Stable Diffusion {family} has {value}."
+        f"The text encoder has {name} {config[name]}; that of Stable Diffusion {family} has {value}."
         for name, value in wanted.items()
         if config[name] != value
     ]
     if (config["layers"], use["layer"]) not in layers:
         known = " or ".join(f"the {layer} of {number}" for number, layer in layers)
-        found.append(f"The U-Net reads the {use['layer']} of {config['layers']} text layers; tools read {known}.")
+        found.append(f"The U-Net attends to the {use['layer']} of {config['layers']} text layers; tools use {known}.")
     if use["pad_token"] != pad:
-        found.append(f"Short prompts are padded with `{use['pad_token']}`; tools pad with `{pad}` for a file of this kind.")
+        found.append(f"Short prompts are padded with `{use['pad_token']}`; tools pad with `{pad}` in files of this kind.")
     return found
 
 
@@ -148,11 +148,11 @@ def _diffusion_obstacles(diffusion: DiffusionConfig, family: str) -> list[str]:
         ending = ", zero terminal SNR" if schedule.zero_terminal_snr else ""
         found.append(
             f"The noise schedule is `{schedule.kind}` ({schedule.num_train_timesteps} steps, beta {schedule.beta_start} to "
-            f"{schedule.beta_end}{ending}); tools take Stable Diffusion's (scaled_linear, 1000 steps, beta 0.00085 to 0.012)."
+            f"{schedule.beta_end}{ending}); tools assume that of Stable Diffusion (scaled_linear, 1000 steps, beta 0.00085 to 0.012)."
         )
     if diffusion.prediction not in ("epsilon", "v_prediction") or (diffusion.prediction, family) == ("v_prediction", "1.x"):
         found.append(
-            f"The U-Net predicts `{diffusion.prediction}`, which tools do not expect of a file of the {family} kind; where a tool lets you "
-            "choose (ComfyUI: the node ModelSamplingDiscrete), choose it."
+            f"The U-Net predicts `{diffusion.prediction}`, which tools do not expect in a file of kind {family}. Set it if the tool allows "
+            "it (ComfyUI: the node ModelSamplingDiscrete)."
         )
     return found

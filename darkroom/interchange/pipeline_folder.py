@@ -27,9 +27,9 @@ from darkroom.sampling.model_folder import ModelFolder
 
 INDEX_FILE = "model_index.json"
 PIPELINE = "StableDiffusionPipeline"
-SAME_PARTS = ("StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipelineLegacy")  # the same parts, used in another way
+SAME_PARTS = ("StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipelineLegacy")  # the same parts with another use
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
-# names of weights files without their ending, and the endings, most wanted first
+# stems of the weights files, and their endings in order of preference
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 ENDINGS = (".safetensors", ".fp16.safetensors", ".bin")
 OLD_STEMS = {"text_encoder": "pytorch_model"}  # of .bin
@@ -48,7 +48,7 @@ CONFIGS = ("model_index.json", "scheduler/*.json", "tokenizer/*", "text_encoder/
 
 
 def weights_files(part: str) -> list[str]:
-    """What the weights of a part may be called, most wanted first."""
+    """Possible file names of the weights of a part, in order of preference."""
     old = [f"{OLD_STEMS[part]}.bin"] if part in OLD_STEMS else []
     return [STEMS[part] + ending for ending in ENDINGS] + old
 
@@ -59,18 +59,16 @@ class PipelineFolder:
     def __init__(self, folder: Path) -> None:
         """
         Raises:
-            ValueError: it is no folder of a pipeline, or of another architecture.
+            ValueError: not a pipeline folder, or another architecture.
         """
         self.folder = folder
         if not (folder / INDEX_FILE).is_file():
             if (folder / "clip").is_dir() and (folder / "unet").is_dir():
-                raise ValueError(f"{folder} is a model of ours already: draw with `darkroom sample --model {folder}`, or train from it.")
-            raise ValueError(f"{folder} has no {INDEX_FILE}: it is not the folder of a diffusers pipeline.")
+                raise ValueError(f"{folder} is already a darkroom model: draw with `darkroom sample --model {folder}`, or train from it.")
+            raise ValueError(f"{folder / INDEX_FILE} is missing: {folder} is not a pipeline folder of diffusers.")
         name = read_json(folder / INDEX_FILE).get("_class_name")
         if name not in (PIPELINE, *SAME_PARTS):
-            raise ValueError(
-                f"{folder / INDEX_FILE}: a {name} is another architecture; only {PIPELINE} (Stable Diffusion 1.x and 2.x) is read."
-            )
+            raise ValueError(f"{folder / INDEX_FILE}: {name} is not supported; expected {PIPELINE}.")
 
     def unet(self) -> UNet2DConditionModel:
         config = UNetConfig.from_json(self._config("unet"), self._config_file("unet"))
@@ -104,7 +102,7 @@ class PipelineFolder:
         for name in names:
             if (folder / name).is_file():
                 return read_foreign_weights(folder / name)
-        raise ValueError(f"{folder} has no weights: one of {', '.join(names)} should be there.")
+        raise ValueError(f"{folder} has no weights; expected one of {', '.join(names)}.")
 
 
 def is_hub_id(source: str) -> bool:
@@ -112,17 +110,17 @@ def is_hub_id(source: str) -> bool:
 
 
 def fetch_pipeline(hub_id: str) -> Path:
-    """The folder of a pipeline in huggingface_hub's cache, downloaded where it is not there yet.
+    """The pipeline folder in huggingface_hub's cache, downloaded if it is not there yet.
 
-    Of each part the weights that are most wanted; half precision or pickles are asked for only where there is nothing better.
+    For each part only the preferred weights; half precision or pickles are downloaded only if there is nothing better.
 
     Raises:
-        ValueError: the hub has no such model, does not hand it out, or cannot be reached.
+        ValueError: the hub does not have the model, refuses access, or cannot be reached.
     """
     folder = _snapshot(hub_id, [*CONFIGS, *(f"{part}/{weights_files(part)[0]}" for part in STEMS)])
     for rank in range(1, max(len(weights_files(part)) for part in STEMS)):
-        lacking = [part for part in STEMS if not any((folder / part / name).is_file() for name in weights_files(part))]
-        if patterns := [f"{part}/{weights_files(part)[rank]}" for part in lacking if rank < len(weights_files(part))]:
+        missing = [part for part in STEMS if not any((folder / part / name).is_file() for name in weights_files(part))]
+        if patterns := [f"{part}/{weights_files(part)[rank]}" for part in missing if rank < len(weights_files(part))]:
             folder = _snapshot(hub_id, patterns)
     return folder
 
@@ -135,14 +133,14 @@ def _snapshot(hub_id: str, patterns: list[str]) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{hub_id} is no file or folder here, and could not be had from the Hugging Face hub: {reason}") from error
+        raise ValueError(f"{hub_id} is not a local path, and could not be downloaded from the Hugging Face hub: {reason}") from error
 
 
 def write_pipeline(model: ModelFolder, folder: Path) -> None:
-    """Fills a new folder, one part after the other.
+    """Fill a new folder, one part after the other.
 
     Raises:
-        ValueError: the model has something that the pipeline cannot express.
+        ValueError: a pipeline cannot express the model.
     """
     diffusion = model.diffusion()
     scheduler = folder / SCHEDULER_FILE
@@ -151,7 +149,7 @@ def write_pipeline(model: ModelFolder, folder: Path) -> None:
     write_json(folder / INDEX_FILE, {"_class_name": PIPELINE, "requires_safety_checker": False, **COMPONENTS})
     pad_token = _write_text_encoder(model, folder)
     vae = model.vae()
-    if vae.config.shift_factor:  # the pipeline knows the scale, but no shift
+    if vae.config.shift_factor:  # pipelines apply the scale, but no shift
         vae = fold_scale(vae, vae.config.scaling_factor)
     save_model(vae, folder / "vae")
     stride = vae.config.stride

@@ -1,6 +1,6 @@
 """CLIP's text encoder in the formats of transformers (`CLIPTextModel`) and of open_clip, which is ours. Both ways, bit for bit.
 
-transformers keeps query, key and value apart, open_clip stacks them in one matrix; all else is a matter of names.
+transformers stores query, key and value separately, open_clip in one stacked matrix; everything else differs in names only.
 """
 
 import re
@@ -14,7 +14,7 @@ from torch import Tensor
 from darkroom.models.clip import VOCAB_SIZE, ClipTowers
 
 START_ID, END_ID = VOCAB_SIZE - 2, VOCAB_SIZE - 1
-IGNORED = ("embeddings.position_ids",)  # 0, 1, 2, ...: a buffer that old versions stored
+IGNORED = ("embeddings.position_ids",)  # 0, 1, 2, ...: a buffer in files of old versions
 
 # transformers -> open_clip
 OUTER = {
@@ -32,14 +32,14 @@ INNER = {
 }
 ACTIVATIONS = {"quick_gelu": True, "gelu": False}  # transformers' name -> open_clip's `quick_gelu`
 SHAPE = ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio")
-UNUSED = ("proj_type", "proj_bias", "pool_type", "pad_id", "eos_id", "output_tokens")  # of the space shared with pictures
+UNUSED = ("proj_type", "proj_bias", "pool_type", "pad_id", "eos_id", "output_tokens")  # of the space shared with images
 OUTSIDE = ("visual.", "text_projection", "logit_scale", "logit_bias")  # weights, likewise
 
 
 def to_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a `CLIPTextModel`, with or without the prefix `text_model.`, under open_clip's names.
+    """Weights of a `CLIPTextModel`, with or without the prefix `text_model.`, with open_clip's names.
 
-    A name that is not known stays as it is, so that strict loading names it; a missing third of a stack leaves the stack out.
+    Unknown names stay, and incomplete stacks are left out, so that strict loading reports them.
     """
     weights = {key.removeprefix("text_model."): value for key, value in weights.items()}
     renamed: dict[str, Tensor] = {}
@@ -65,9 +65,9 @@ def to_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_transformers(weights: Mapping[str, Tensor], *, num_layers: int) -> dict[str, Tensor]:
-    """The text tower of open_clip's weights under the names of `CLIPTextModel`; blocks from `num_layers` on stay behind.
+    """The first `num_layers` layers of open_clip's text encoder with the names of `CLIPTextModel`.
 
-    What belongs to the image tower or to the space that both share is left out.
+    The image encoder and the projections into the shared space are left out.
     """
     outer = {ours: theirs for theirs, ours in OUTER.items()}
     inner = {ours: theirs for theirs, ours in INNER.items()}
@@ -89,14 +89,14 @@ def to_transformers(weights: Mapping[str, Tensor], *, num_layers: int) -> dict[s
 
 
 def model_cfg_from_transformers(config: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
-    """open_clip's description of the text tower that a `CLIPTextConfig` describes.
+    """open_clip's description of the text encoder that a `CLIPTextConfig` describes.
 
     Raises:
-        ValueError: a missing field, or a variant that is no text tower of CLIP.
+        ValueError: a missing field, or a variant that is not CLIP's text encoder.
     """
     needed = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "max_position_embeddings", "vocab_size")
     if missing := [name for name in needed if name not in config]:
-        raise ValueError(f"{where}: `{missing[0]}` is missing; it should be the configuration of transformers' CLIPTextModel.")
+        raise ValueError(f"{where}: `{missing[0]}` is missing; expected the configuration of a CLIPTextModel of transformers.")
     activation, eps = config.get("hidden_act", "quick_gelu"), config.get("layer_norm_eps", 1e-5)
     for name, value, known in (
         ("hidden_act", activation, tuple(ACTIVATIONS)),
@@ -104,7 +104,7 @@ def model_cfg_from_transformers(config: Mapping[str, Any], where: Path | str) ->
         ("vocab_size", config["vocab_size"], (VOCAB_SIZE,)),
     ):
         if value not in known:
-            raise ValueError(f"{where}: `{name}` is {value!r}; CLIP's text tower has {' or '.join(map(str, known))}.")
+            raise ValueError(f"{where}: `{name}` is {value!r}; CLIP's text encoder has {' or '.join(map(str, known))}.")
     return model_cfg(
         width=config["hidden_size"],
         heads=config["num_attention_heads"],
@@ -116,7 +116,7 @@ def model_cfg_from_transformers(config: Mapping[str, Any], where: Path | str) ->
 
 
 def model_cfg(*, width: int, heads: int, layers: int, context_length: int, mlp_ratio: float, quick_gelu: bool) -> dict[str, Any]:
-    """open_clip's description of a text tower that stands alone."""
+    """open_clip's description of a text encoder without an image encoder."""
     text_cfg = {
         "context_length": context_length,
         "vocab_size": VOCAB_SIZE,
@@ -130,7 +130,7 @@ def model_cfg(*, width: int, heads: int, layers: int, context_length: int, mlp_r
 
 
 def transformers_config(model_cfg: Mapping[str, Any], *, num_layers: int) -> dict[str, Any]:
-    """The configuration of transformers' `CLIPTextModel` for the first `num_layers` of an open_clip text tower."""
+    """The configuration of transformers' `CLIPTextModel` for the first `num_layers` layers of an open_clip text encoder."""
     text = model_cfg["text_cfg"]
     activation = next(name for name, quick in ACTIVATIONS.items() if quick == model_cfg.get("quick_gelu", False))
     return {
@@ -139,7 +139,7 @@ def transformers_config(model_cfg: Mapping[str, Any], *, num_layers: int) -> dic
         "attention_dropout": 0.0,
         "bos_token_id": START_ID,
         "eos_token_id": END_ID,
-        "pad_token_id": 1,  # transformers' default, which the model never reads: the tokenizer pads
+        "pad_token_id": 1,  # transformers' default, which the model does not use: the tokenizer pads
         "hidden_act": activation,
         "hidden_size": text["width"],
         "intermediate_size": int(text["width"] * text.get("mlp_ratio", 4.0)),
@@ -154,16 +154,16 @@ def transformers_config(model_cfg: Mapping[str, Any], *, num_layers: int) -> dic
 
 
 def plain_model_cfg(clip: ClipTowers) -> dict[str, Any]:
-    """open_clip's description of the text tower without the rest.
+    """open_clip's description of the text encoder alone.
 
     Raises:
-        ValueError: the tower has something that CLIP's own has not, so that no other program would build it.
+        ValueError: it differs from CLIP's own in a way that other programs cannot build.
     """
     text = clip.model_cfg["text_cfg"]
-    if strange := [key for key, value in text.items() if key not in (*SHAPE, *UNUSED) and value]:
-        raise ValueError(f"The text tower has `{strange[0]}: {text[strange[0]]!r}`, which CLIP's own has not: it cannot be exported.")
+    if unexpected := [key for key, value in text.items() if key not in (*SHAPE, *UNUSED) and value]:
+        raise ValueError(f"The text encoder cannot be exported: CLIP's own does not have `{unexpected[0]}: {text[unexpected[0]]!r}`.")
     if clip.model.vocab_size != VOCAB_SIZE:
-        raise ValueError(f"The text tower knows {clip.model.vocab_size} tokens, CLIP's own {VOCAB_SIZE}: it cannot be exported.")
+        raise ValueError(f"The text encoder cannot be exported: it has {clip.model.vocab_size} tokens, CLIP's own has {VOCAB_SIZE}.")
     return model_cfg(
         width=text["width"],
         heads=text["heads"],
@@ -175,14 +175,14 @@ def plain_model_cfg(clip: ClipTowers) -> dict[str, Any]:
 
 
 def open_clip_weights(clip: ClipTowers) -> dict[str, Tensor]:
-    """All layers of the text tower, under open_clip's names."""
+    """All layers of the text encoder, with open_clip's names."""
     return {key: value for key, value in clip.model.state_dict().items() if not key.startswith(OUTSIDE)}
 
 
 def transformers_text(clip: ClipTowers) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Configuration and weights of the `CLIPTextModel` whose last hidden state is what the U-Net was given.
+    """Configuration and weights of the `CLIPTextModel` whose last hidden state conditions the U-Net.
 
-    transformers stores as many layers as are used: a penultimate hidden state is the last one of a tower with a layer less.
+    The penultimate hidden state is the last one of a text encoder with one layer less, so that layer is left out.
     """
     plain = plain_model_cfg(clip)
     layers = plain["text_cfg"]["layers"] - (clip.conditioning.layer == "penultimate")

@@ -9,10 +9,10 @@ from darkroom.models.text_conditioning import PadToken
 from darkroom.models.weights import read_json
 from darkroom.provenance import write_json
 
-MARKS = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}  # open_clip's names -> transformers'
+MARKS = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}  # open_clip's names -> those of transformers
 START, END = MARKS.values()
 PADS: dict[PadToken, str] = {"zero": "!", "end": END}  # "!" is token 0
-MERGES_HEAD = "#version: 0.2"  # a line that readers skip
+MERGES_HEAD = "#version: 0.2"  # the first line, which readers skip
 
 
 def write_tokenizer(clip: ClipTowers, folder: Path) -> None:
@@ -29,18 +29,18 @@ def write_tokenizer(clip: ClipTowers, folder: Path) -> None:
 
 
 def vocabulary(clip: ClipTowers) -> dict[str, int]:
-    """token -> id, with transformers' names of the two marks"""
+    """Token -> id, with transformers' names of the start and end marks."""
     return {MARKS.get(token, token): index for token, index in clip.tokenizer.encoder.items()}
 
 
 def read_pad_token(folder: Path) -> PadToken:
-    """What fills short captions.
+    """The padding of short captions.
 
-    Where two files name it, transformers takes the map of special tokens, unless the configuration is of the newer kind that lists
-    its added tokens. The folders of Stable Diffusion 2.x are of the older kind.
+    If two files define it, transformers takes the map of special tokens, unless the configuration has the newer format with a list
+    of added tokens. The folders of Stable Diffusion 2.x have the older format.
 
     Raises:
-        ValueError: no tokenizer there, or one that pads with something else.
+        ValueError: the tokenizer is missing or has another padding.
     """
     config, marks = read_json(folder / "tokenizer_config.json"), folder / "special_tokens_map.json"
     if marks.is_file() and "added_tokens_decoder" not in config:
@@ -54,18 +54,18 @@ def read_pad_token(folder: Path) -> PadToken:
 
 
 def check_vocabulary(folder: Path, clip: ClipTowers) -> None:
-    """Raises ValueError where a folder's tokenizer has other tokens than CLIP's own, e.g. added ones."""
+    """Raise ValueError if the tokenizer in `folder` has other tokens than CLIP's own, e.g. added ones."""
     if (folder / "vocab.json").is_file():
         found = read_json(folder / "vocab.json")
     elif (folder / "tokenizer.json").is_file():
         found = read_json(folder / "tokenizer.json")["model"]["vocab"]
     else:
-        raise ValueError(f"{folder} has neither vocab.json nor tokenizer.json: it is no tokenizer of CLIP.")
+        raise ValueError(f"{folder} has neither vocab.json nor tokenizer.json: it is not a tokenizer of CLIP.")
     added = read_json(folder / "added_tokens.json") if (folder / "added_tokens.json").is_file() else {}
     ours = vocabulary(clip)
-    if strange := [token for token, index in (found | added).items() if ours.get(token) != index]:
+    if unexpected := [token for token, index in (found | added).items() if ours.get(token) != index]:
         raise ValueError(
-            f"{folder}: token {strange[0]!r} is not one of CLIP's own ({len(strange)} such); other tokenizers are not built here."
+            f"{folder}: the token {unexpected[0]!r} is not one of CLIP's own ({len(unexpected)} in total); other tokenizers do not work."
         )
     if len(found) != len(ours):
-        raise ValueError(f"{folder} has {len(found)} tokens, CLIP's tokenizer {len(ours)}; other tokenizers are not built here.")
+        raise ValueError(f"{folder} has {len(found)} tokens, CLIP's tokenizer has {len(ours)}; other tokenizers are not supported.")

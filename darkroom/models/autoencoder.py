@@ -29,13 +29,13 @@ class AutoencoderConfig(ModelConfig):
 
     in_channels: int = 3
     out_channels: int = 3
-    down_block_types: tuple[str, ...] = ()  # one a resolution; () = all of the only type there is
+    down_block_types: tuple[str, ...] = ()  # one per resolution; () = the default, the only type
     up_block_types: tuple[str, ...] = ()
-    block_out_channels: tuple[int, ...] = (64,)  # one a resolution, finest first; each after the first halves the side
-    layers_per_block: int = 1  # residual blocks a resolution; the decoder has one more
+    block_out_channels: tuple[int, ...] = (64,)  # one per resolution, finest first; each after the first halves the side
+    layers_per_block: int = 1  # residual blocks per resolution; the decoder has one more
     latent_channels: int = 4
     norm_num_groups: int = 32
-    sample_size: int = 32  # px, side of the training pictures
+    sample_size: int = 32  # px, side of the training images
     scaling_factor: float = 0.18215  # latents = (raw - shift_factor) * scaling_factor have unit variance
     shift_factor: float | None = None  # None = 0
     use_quant_conv: bool = True
@@ -46,7 +46,7 @@ class AutoencoderConfig(ModelConfig):
         levels = len(self.block_out_channels)
         for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
             if (getattr(self, name) or (kind,) * levels) != (kind,) * levels:
-                raise ValueError(f"`{name}` should be {levels} times {kind!r}, one per entry of `block_out_channels`")
+                raise ValueError(f"`{name}` must be {levels} times {kind!r}, one per entry of `block_out_channels`")
             object.__setattr__(self, name, (kind,) * levels)
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups:
@@ -61,9 +61,9 @@ class AutoencoderConfig(ModelConfig):
 
 
 class AutoencoderKL(StoredModel):
-    """Pictures to a diagonal Gaussian over latents, and latents to pictures.
+    """Images to a diagonal Gaussian over latents, and latents to images.
 
-    `raw` latents are the encoder's own; `latents` are normalised with the scale and shift of the configuration.
+    `raw` latents are those of the encoder; `latents` are normalised with the scale and shift of the configuration.
     """
 
     Config = AutoencoderConfig
@@ -78,9 +78,9 @@ class AutoencoderKL(StoredModel):
         self.post_quant_conv = nn.Conv2d(channels, channels, 1) if config.use_post_quant_conv else None
 
     def initialise(self, seed: int) -> None:
-        """Draws all weights anew for training from scratch. A loaded model has no use for it.
+        """Draw all weights for training from scratch; not needed for a loaded model.
 
-        Every layer keeps torch's default (uniform, scaled by the fan-in), drawn after `seed` alone. The second convolution
+        Every layer has torch's default (uniform, scaled by the fan-in), drawn from `seed` alone. The second convolution
         of a residual block is 0, so that each block starts as the identity (Goyal et al. 2017, section 5.1).
         """
         reset_parameters(self, seed)
@@ -96,7 +96,7 @@ class AutoencoderKL(StoredModel):
         """
         if images.shape[2] % self.config.stride or images.shape[3] % self.config.stride:
             raise ValueError(
-                f"Pictures of {images.shape[3]}x{images.shape[2]} px do not fit this autoencoder: "
+                f"Images of {images.shape[3]}x{images.shape[2]} px do not fit this autoencoder: "
                 f"both sides must be multiples of {self.config.stride}. Resize or crop them."
             )
         moments = self.encoder(images)
@@ -117,11 +117,11 @@ class AutoencoderKL(StoredModel):
         return self.decoder(raw)
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """images (B, 3, H, W) in [-1, 1] -> what the means of their posteriors decode to"""
+        """images (B, 3, H, W) in [-1, 1] -> reconstructions, decoded from the posterior means"""
         return self.decode(self.encode(images)[0])
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One pass for training, all of it inside what DistributedDataParallel wraps.
+        """One pass for training, as a whole inside the module that DistributedDataParallel wraps.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
@@ -185,7 +185,7 @@ class Decoder(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, then the step to the next one (none at the last)."""
+    """The residual blocks of one resolution, then the step to the next resolution (if there is one)."""
 
     def __init__(
         self,
@@ -223,10 +223,10 @@ class MidBlock(nn.Module):
 
 
 def fold_scale(vae: AutoencoderKL, scaling_factor: float) -> AutoencoderKL:
-    """An autoencoder with the same normalised latents whose configuration has this scale and no shift.
+    """The same autoencoder with another scale and no shift in its configuration, for formats that cannot store them.
 
-    The 1x1 convolutions beside the raw latents, which get added where there are none, take the difference: with
-    r = old scale / new scale, mean' = (mean - shift) r, logvar' = logvar + 2 ln r and raw = raw' / r + shift.
+    The normalised latents stay the same. The 1x1 convolutions next to the raw latents absorb the difference, and are added where
+    they are missing: with r = old scale / new scale, mean' = (mean - shift) r, logvar' = logvar + 2 ln r and raw = raw' / r + shift.
     """
     config, channels = vae.config, vae.config.latent_channels
     ratio, shift = config.scaling_factor / scaling_factor, config.shift_factor or 0.0

@@ -1,4 +1,4 @@
-"""CLIP's two towers (Radford et al. 2021): the only door to open_clip."""
+"""CLIP (Radford et al. 2021): a text encoder and an image encoder. The only module that imports open_clip."""
 
 import hashlib
 import json
@@ -24,18 +24,18 @@ from darkroom.models.weights import load_weights, read_weights
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
-LOCAL = "local-dir:"  # what open_clip wants before a folder
+LOCAL = "local-dir:"  # prefix of a folder in open_clip's names
 VOCAB_SIZE = 49408  # of CLIP's byte-pair tokenizer, start and end mark included
-HEAD_WIDTH = 32  # channels of an attention head in towers that we build
+HEAD_WIDTH = 32  # channels of an attention head in new encoders
 MAX_LOGIT_SCALE = 100.0  # Radford et al. 2021, section 2.5
 PLAIN_PIXELS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
-SMALLEST_VISION = {"image_size": 16, "patch_size": 16, "width": 64, "layers": 1}  # open_clip builds no CLIP without one
+SMALLEST_VISION = {"image_size": 16, "patch_size": 16, "width": 64, "layers": 1}  # open_clip cannot build a CLIP without one
 
 
 class ClipTowers(nn.Module):
-    """An open_clip model with its tokenizer and its way of looking at pictures.
+    """An open_clip model with its tokenizer and its preprocessing of images.
 
-    The image tower may be absent: checkpoints of Stable Diffusion have the text tower only, which is all that drawing needs.
+    The image encoder may be absent: checkpoints of Stable Diffusion have only the text encoder, which is all that sampling needs.
     """
 
     pixel_mean: Tensor
@@ -44,7 +44,7 @@ class ClipTowers(nn.Module):
     def __init__(
         self,
         model: open_clip.CLIP,
-        model_cfg: dict[str, Any],  # open_clip's own; `vision_cfg` is None where there is no image tower
+        model_cfg: dict[str, Any],  # in open_clip's format; `vision_cfg` is None without an image encoder
         preprocess_cfg: dict[str, Any],
         conditioning: TextConditioning | None = None,  # None = open_clip's: last layer, padded with zeros
     ) -> None:
@@ -59,14 +59,14 @@ class ClipTowers(nn.Module):
 
     @classmethod
     def build(cls, model: Mapping[str, int], seed: int) -> Self:
-        """New small towers for training from scratch.
+        """New small encoders for training from scratch.
 
         Args:
             model: embed_dim, image_size, patch_size, vision_width, vision_layers, text_width, text_layers, context_length.
-            seed: of the initial weights; the global generator stays as it was.
+            seed: of the initial weights; the state of the global generator does not change.
 
         Raises:
-            ValueError: widths that heads do not divide, or pictures that patches do not.
+            ValueError: a width that is not a multiple of the heads, or an image size that is not a multiple of the patches.
         """
         for name in ("vision_width", "text_width"):
             if model[name] % HEAD_WIDTH:
@@ -97,32 +97,32 @@ class ClipTowers(nn.Module):
     @classmethod
     def text_only(
         cls,
-        model_cfg: dict[str, Any],  # open_clip's, with `vision_cfg` None
-        weights: dict[str, Tensor],  # open_clip's names
+        model_cfg: dict[str, Any],  # in open_clip's format, with `vision_cfg` None
+        weights: dict[str, Tensor],  # with open_clip's names
         *,
         conditioning: TextConditioning,
         where: Path | str,  # for messages
     ) -> Self:
-        """A text tower without an image tower and without the projection into the space that the two share.
+        """A text encoder without an image encoder and without the projection into their shared space.
 
         Raises:
             ValueError: a weight is missing, left over or of another shape.
         """
-        with torch.device("meta"):  # no initial weights that are overwritten
+        with torch.device("meta"):  # do not draw initial weights that are overwritten
             model = open_clip.CLIP(**model_cfg | {"vision_cfg": SMALLEST_VISION})
         model.visual, model.logit_scale = None, None
         load_weights(model, weights, where=where)
-        model.attn_mask = torch.full((model.context_length, model.context_length), -math.inf).triu(1)  # no weight, so not loaded
+        model.attn_mask = torch.full((model.context_length, model.context_length), -math.inf).triu(1)  # not a weight, therefore not loaded
         return cls(model, model_cfg, PLAIN_PIXELS, conditioning).eval()
 
     @classmethod
     def load(cls, source: str | Path) -> Self:
-        """Towers from a folder that `save` wrote, `ARCH::TAG` or `ARCH::FILE` in open_clip's names, or `hf-hub:OWNER/NAME`.
+        """A CLIP from a folder that `save` wrote, `ARCH::TAG` or `ARCH::FILE` in open_clip's names, or `hf-hub:OWNER/NAME`.
 
         Tags and hub names are downloaded once, by open_clip, into its cache. Pickled weights are read with `weights_only`.
 
         Raises:
-            ValueError: a source that is none of these, whose weights are not there or do not fit, or that is no plain CLIP.
+            ValueError: a source that is none of these, whose weights are missing or do not fit, or that is not a plain CLIP.
         """
         name, pretrained = _parse_source(source)
         conditioning = TextConditioning()
@@ -140,12 +140,12 @@ class ClipTowers(nn.Module):
             raise ValueError(f"CLIP `{source}` could not be loaded: {' '.join(str(error).split())}") from error
         if type(model) is not open_clip.CLIP or model_cfg["text_cfg"].get("hf_tokenizer_name"):
             raise ValueError(
-                f"CLIP `{source}` has another text tower or tokenizer than CLIP's own; take a plain one, e.g. ViT-B-32::laion2b_s34b_b79k."
+                f"CLIP `{source}` has a text encoder or tokenizer other than CLIP's own; use a plain one, e.g. ViT-B-32::laion2b_s34b_b79k."
             )
         return cls(model, model_cfg, get_model_preprocess_cfg(model), conditioning).eval()
 
     def save(self, folder: Path) -> None:
-        """Writes a folder that `open_clip.create_model("local-dir:FOLDER")` and `open_clip.get_tokenizer` read on their own."""
+        """Write a folder that `open_clip.create_model("local-dir:FOLDER")` and `open_clip.get_tokenizer` can read."""
         folder.mkdir(parents=True, exist_ok=True)
         config = {"model_cfg": self.model_cfg, "preprocess_cfg": self.preprocess_cfg}
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -154,7 +154,7 @@ class ClipTowers(nn.Module):
         self.conditioning.save(folder)
 
     def fingerprint(self) -> str:
-        """sha256 of the weights: of what a training began with, wherever it came from."""
+        """sha256 of the weights."""
         digest = hashlib.sha256()
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
@@ -184,7 +184,7 @@ class ClipTowers(nn.Module):
         return self.conditioning.pad(self.tokenizer(list(captions)), self.tokenizer.eot_token_id)
 
     def lost_words(self, caption: str) -> str:
-        """The end of a caption that is too long for the tower, from the first word that does not fit whole; "" if all fits."""
+        """The end of a caption that is too long, from the first word that does not fit whole; "" if all of it fits."""
         tokens = self.tokenizer.encode(caption)
         kept = self.context_length - 2  # start and end marks
         if len(tokens) <= kept:
@@ -194,7 +194,7 @@ class ClipTowers(nn.Module):
         return self.tokenizer.decode(tokens[kept:]).strip()
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
-        """tokens (B, L) -> last or penultimate hidden state after the final norm (B, L, D): what the U-Net attends to"""
+        """tokens (B, L) -> token embeddings (B, L, D): the last or penultimate hidden state after the final norm"""
         model = self.model
         x = model.token_embedding(tokens) + model.positional_embedding
         blocks = list(model.transformer.resblocks)
@@ -203,14 +203,14 @@ class ClipTowers(nn.Module):
         return model.ln_final(x)
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Both towers in one pass, so that DistributedDataParallel sees every parameter used.
+        """Both encoders in one pass, so that DistributedDataParallel sees all parameters in use.
 
         Args:
             images: float (B, 3, H, W) in [-1, 1], or uint8 (B, H, W, 3), of any size.
             tokens: (B, L).
 
         Returns:
-            image features and text features, each (B, E) of length 1, fp32, and the factor of their cosines in the logits
+            image features and text features, each (B, E) of length 1, fp32, and the scale of their cosines in the logits
         """
         image_features = self.model.encode_image(self.preprocess(images))
         text_features = self.model.encode_text(tokens)
@@ -218,7 +218,7 @@ class ClipTowers(nn.Module):
         return F.normalize(image_features.float(), dim=-1), F.normalize(text_features.float(), dim=-1), scale
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """images as in `forward` -> (B, 3, S, S): shorter side to the tower's size by antialiased bicubic, middle cut out, normalised"""
+        """images as in `forward` -> (B, 3, S, S): resized by its shorter side (antialiased bicubic), centre-cropped and normalised"""
         images = images.permute(0, 3, 1, 2).float() / 255 if images.dtype == torch.uint8 else (images.float() + 1) / 2
         target = self.image_size
         if images.shape[2:] != (target, target):
@@ -240,23 +240,23 @@ class ClipTowers(nn.Module):
         return F.normalize(self.model.encode_text(tokens).float(), dim=-1)
 
     def check_image_tower(self) -> None:
-        """Raises ValueError, with what to do, where there is none."""
+        """Raise ValueError if there is no image encoder."""
         if not self.has_image_tower:
             raise ValueError(
-                "This CLIP has no image tower, as Stable Diffusion checkpoints have none: it can guide a U-Net, but neither be trained "
-                "nor compare pictures with captions. Take a whole CLIP (train_clip.pretrained: ARCH::TAG), or metrics that need none "
-                "(evaluate.features.kind: torchvision)."
+                "This CLIP has no image encoder (Stable Diffusion checkpoints contain only the text encoder). It conditions a U-Net, but "
+                "cannot be trained or compare images with captions. Use a complete CLIP (train_clip.pretrained: ARCH::TAG), or "
+                "metrics without CLIP (evaluate.features.kind: torchvision)."
             )
 
 
 @cache
 def _tokenizer(context_length: int, settings: str) -> open_clip.SimpleTokenizer:
-    """One for all towers: it does not change, and reading its vocabulary takes a tenth of a second. `settings` is JSON."""
+    """Shared by all models: it does not change, and reading its vocabulary takes 0.1 seconds. `settings` is JSON."""
     return open_clip.SimpleTokenizer(context_length=context_length, **json.loads(settings))
 
 
 def _read_model_cfg(folder: Path) -> dict[str, Any] | None:
-    """open_clip's description of the towers in a folder; None if it is not there or broken, which open_clip itself tells."""
+    """open_clip's description of the model in a folder; None if it is missing or broken, which open_clip itself reports."""
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -274,6 +274,6 @@ def _parse_source(source: str | Path) -> tuple[str, str | None]:
         case [hub] if hub.startswith("hf-hub:"):
             return hub, None
     raise ValueError(
-        f"CLIP `{source}` is no folder on this machine; give a folder, ARCH::TAG or ARCH::FILE "
+        f"CLIP `{source}` not found: give an existing folder, ARCH::TAG or ARCH::FILE "
         "(e.g. ViT-B-32::laion2b_s34b_b79k), or hf-hub:OWNER/NAME."
     )

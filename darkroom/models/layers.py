@@ -1,4 +1,4 @@
-"""The parts that the autoencoder and the U-Net share. Attribute names are diffusers' state-dict keys."""
+"""Layers that the autoencoder and the U-Net share. Attribute names are diffusers' state-dict keys."""
 
 import math
 from typing import Any
@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def reset_parameters(module: nn.Module, seed: int) -> None:
-    """torch's default initial values for every layer, in the order of the layers, leaving the global generator as it was."""
+    """Draw torch's default initial values for every layer, in order; the state of the global generator does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for layer in module.modules():
@@ -49,9 +49,9 @@ class TimestepMlp(nn.Module):
 
 
 class Recomputed(nn.Module):
-    """Base of blocks that can forget what they computed on the way to their output, and compute it again for the backward pass.
+    """Base of blocks with gradient checkpointing: they discard their activations and compute them again for the backward pass.
 
-    Chen et al. 2016: a third more arithmetic, and of each block only inputs stay in memory. No block draws at random, so that
+    Chen et al. 2016: a third more arithmetic, and only the inputs of each block stay in memory. No block draws random numbers, so
     there is no state of a generator to restore.
     """
 
@@ -64,7 +64,7 @@ class Recomputed(nn.Module):
 
 
 def use_gradient_checkpointing(net: nn.Module) -> None:
-    """From now on the blocks of `net` keep their inputs only, where gradients are wanted."""
+    """Switch gradient checkpointing on for all blocks of `net`."""
     for module in net.modules():
         if isinstance(module, Recomputed):
             module.forgets = True
@@ -83,7 +83,7 @@ class ResidualBlock(Recomputed):
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        """x (B, C, h, w); time (B, time_features), already through SiLU, which all blocks share -> (B, C', h, w)"""
+        """x (B, C, h, w); time (B, time_features) after SiLU, which all blocks share -> (B, C', h, w)"""
         h = self.conv1(F.silu(self.norm1(x)))
         if self.time_emb_proj is not None:
             h = h + self.time_emb_proj(time)[:, :, None, None]
@@ -105,7 +105,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `channels` wide tokens to themselves or to a context."""
+    """Multi-head attention of tokens with `channels` channels to themselves or to a context."""
 
     def __init__(self, channels: int, heads: int, *, context_dim: int | None = None, bias: bool = False) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Attention(nn.Module):
 
 
 class PixelAttention(Attention):
-    """One-head self-attention over the pixels of a feature map, with its own norm and residual (the autoencoder's)."""
+    """One-head self-attention over the pixels of a feature map, with its own norm and residual (in the autoencoder)."""
 
     def __init__(self, channels: int, *, groups: int, eps: float) -> None:
         super().__init__(channels, heads=1, bias=True)
@@ -155,7 +155,7 @@ class GatedLinear(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        # The middle entry is the dropout of diffusers' layout: it has no weights, but it makes the last layer number 2.
+        # The middle entry stands for the dropout of diffusers' layout; without it the last layer would not be number 2.
         self.net = nn.Sequential(GatedLinear(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -211,7 +211,7 @@ class SpatialTransformer(Recomputed):
 
 class Downsample(nn.Module):
     def __init__(self, channels: int, *, asymmetric: bool) -> None:
-        """`asymmetric` pads right and bottom only: what the autoencoder of latent diffusion does, unlike its U-Net."""
+        """`asymmetric` pads right and bottom only, as the autoencoder of latent diffusion does and its U-Net does not."""
         super().__init__()
         self.asymmetric = asymmetric
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if asymmetric else 1)

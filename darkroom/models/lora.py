@@ -1,4 +1,4 @@
-"""Low-rank adaptation (Hu et al. 2022, equation 3): beside a frozen weight W a trained B A, counted alpha / rank times. peft does it."""
+"""LoRA adapters, by peft: the weight W is frozen and (alpha / rank) B A is trained and added to it (Hu et al. 2022, equation 3)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
 
-DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' `load_lora_weights(folder)` looks for
-KOHYA_FILE = "kohya_lora.safetensors"  # the same numbers under the names that ComfyUI and A1111 know
+DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"  # the file that diffusers' `load_lora_weights(folder)` reads
+KOHYA_FILE = "kohya_lora.safetensors"  # the same numbers with the names that ComfyUI and A1111 read
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "conv")  # of residual blocks, and of the steps between resolutions
+CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "conv")  # of residual blocks, and of down- and upsampling
 ADAPTER = "default"  # peft's name for the one adapter
 
 
 def add_lora(net: nn.Module, *, rank: int, alpha: int, conv: bool, seed: int) -> None:
-    """Freezes `net` and puts trained matrices beside its attention projections and, with `conv`, beside its blocks' convolutions.
+    """Freeze `net` and add an adapter to its attention projections and, with `conv`, to the convolutions of its blocks.
 
-    A is drawn from `seed` alone and B is 0, so that nothing changes before the first step.
+    A is drawn from `seed` alone and B is 0, so that `net` computes the same as before until the first step.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -33,7 +33,7 @@ def add_lora(net: nn.Module, *, rank: int, alpha: int, conv: bool, seed: int) ->
 
 
 def merge_lora(net: nn.Module) -> None:
-    """Adds each product to its weight; `net` then has the layers and names that it had before `add_lora`, and all of it is trained."""
+    """Merge the adapter into the weights. `net` then has the layers and names from before `add_lora`, and no frozen weight."""
     for name, layer in list(_layers(net)):
         layer.merge(safe_merge=True)
         net.set_submodule(name, layer.get_base_layer())
@@ -42,9 +42,9 @@ def merge_lora(net: nn.Module) -> None:
 
 
 def save_lora(net: nn.Module, folder: Path) -> None:
-    """Writes the matrices twice: for diffusers (peft's names) and for tools that read kohya's names.
+    """Write the adapter twice: for diffusers (peft's names) and for tools that read kohya's names.
 
-    The factor alpha / rank is multiplied into B. So a reader that is told no alpha, and takes it to be the rank, is right.
+    The factor alpha / rank is multiplied into B, so that readers that ignore alpha get the right result.
     """
     folder.mkdir(parents=True)
     diffusers: dict[str, Tensor] = {}

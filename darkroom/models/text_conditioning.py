@@ -1,4 +1,4 @@
-"""What a U-Net was given of a text tower: which hidden layer, and what filled the places behind a short caption."""
+"""How a text encoder conditions a U-Net: by which hidden layer, and with which padding of short captions."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -14,10 +14,10 @@ FILE = "text_conditioning.json"
 
 @dataclass(frozen=True)
 class TextConditioning:
-    """A property of the stored tower, because a U-Net that learned with one choice draws worse with another.
+    """Stored with the text encoder, because a U-Net that was trained with one choice draws worse with another.
 
-    Stable Diffusion 1.x: last layer, padded with the end mark. 2.x: penultimate layer, padded with token 0. Both pass the
-    hidden state through the final norm.
+    Stable Diffusion 1.x: last layer, padded with the end mark. 2.x: penultimate layer, padded with token 0. Both apply the
+    final norm to the hidden state.
     """
 
     layer: TextLayer = "last"
@@ -25,7 +25,7 @@ class TextConditioning:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """What lies beside the weights; the defaults, which are open_clip's, where a folder says nothing.
+        """The conditioning stored in `folder`; open_clip's defaults if there is none.
 
         Raises:
             ValueError: an unknown key or value.
@@ -45,7 +45,7 @@ class TextConditioning:
         (folder / FILE).write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def pad(self, tokens: Tensor, end_id: int) -> Tensor:
-        """tokens (B, L) padded with zeros, as open_clip's tokenizer gives them -> (B, L) padded as this tower wants it"""
+        """tokens (B, L) padded with zeros, as open_clip's tokenizer gives them -> (B, L) with this padding"""
         if self.pad_token == "zero":
             return tokens
         ended = (tokens == end_id).cumsum(dim=1) > 0

@@ -36,7 +36,7 @@ class UNetConfig(ModelConfig):
         **dict.fromkeys(("downsample_padding", "mid_block_scale_factor", "resnet_out_scale_factor"), (1,)),
         **dict.fromkeys(("conv_in_kernel", "conv_out_kernel"), (3,)),
         "act_fn": ("silu",),
-        "addition_embed_type_num_heads": (64,),  # without meaning while addition_embed_type is null
+        "addition_embed_type_num_heads": (64,),  # unused while addition_embed_type is null
         "attention_type": ("default",),
         "dropout": (0.0,),
         "mid_block_only_cross_attention": (None, False),
@@ -44,22 +44,22 @@ class UNetConfig(ModelConfig):
         "resnet_time_scale_shift": ("default",),
         "time_embedding_type": ("positional",),
         "transformer_layers_per_block": (1,),
-        "upcast_attention": (False, True, None),  # a hint for half precision: SDPA sums in fp32 anyhow
+        "upcast_attention": (False, True, None),  # a hint for half precision; SDPA accumulates in fp32 anyway
     }
 
-    sample_size: int | None = None  # latent pixels along one side, in training
+    sample_size: int | None = None  # latent pixels per side, in training
     in_channels: int = 4
     out_channels: int = 4
     flip_sin_to_cos: bool = True
     freq_shift: int = 0
-    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)  # one a resolution
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)  # one per resolution
     up_block_types: tuple[str, ...] = ()  # () = the mirror image of the way down
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)  # one a resolution
-    layers_per_block: int = 2  # residual blocks a resolution on the way down; one more on the way up
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)  # one per resolution
+    layers_per_block: int = 2  # residual blocks per resolution on the way down; one more on the way up
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
     cross_attention_dim: int = 1280  # width of the context
-    attention_head_dim: int | tuple[int, ...] = 8  # NUMBER of heads, for all or one a resolution: diffusers' name is wrong
+    attention_head_dim: int | tuple[int, ...] = 8  # NUMBER of heads, for all resolutions or one each; diffusers' name is wrong
     use_linear_projection: bool = False  # Stable Diffusion 2.x
 
     @classmethod
@@ -67,7 +67,7 @@ class UNetConfig(ModelConfig):
         cls,
         *,
         block_out_channels: Sequence[int],
-        attention: Sequence[bool],  # one a resolution; the middle always attends
+        attention: Sequence[bool],  # one per resolution; the middle always attends
         layers_per_block: int,
         channels_per_head: int,
         norm_num_groups: int,
@@ -75,7 +75,7 @@ class UNetConfig(ModelConfig):
         latent_size: int,
         context_dim: int,
     ) -> Self:
-        """A new U-Net in plain terms; the result is in diffusers'.
+        """The configuration of a new U-Net, from plain terms to those of diffusers.
 
         Raises:
             ValueError: see `check`.
@@ -103,10 +103,10 @@ class UNetConfig(ModelConfig):
         levels = len(self.block_out_channels)
         if len(self.down_block_types) != levels or not set(self.down_block_types) <= set(DOWN_TYPES.values()):
             kinds = " or ".join(DOWN_TYPES.values())
-            raise ValueError(f"`down_block_types` should be {levels} times {kinds}, one per entry of `block_out_channels`")
+            raise ValueError(f"`down_block_types` must be {levels} times {kinds}, one per entry of `block_out_channels`")
         mirrored = tuple(UP_TYPES[attends] for attends in reversed(self.attention))
         if (self.up_block_types or mirrored) != mirrored:
-            raise ValueError(f"`up_block_types` should mirror `down_block_types`: {list(mirrored)}")
+            raise ValueError(f"`up_block_types` must mirror `down_block_types`: {list(mirrored)}")
         object.__setattr__(self, "up_block_types", mirrored)
         if len(self.heads) != levels:
             raise ValueError(f"`attention_head_dim` has {len(self.heads)} entries, `block_out_channels` {levels}: give one each")
@@ -120,7 +120,7 @@ class UNetConfig(ModelConfig):
 
     @property
     def attention(self) -> tuple[bool, ...]:
-        """Per resolution: does it attend to the caption?"""
+        """Per resolution: whether it attends to the caption."""
         return tuple(kind == DOWN_TYPES[True] for kind in self.down_block_types)
 
     @property
@@ -145,7 +145,7 @@ class UNet2DConditionModel(StoredModel):
         self.time_embedding = TimestepMlp(widths[0], 4 * widths[0])
 
         self.down_blocks = nn.ModuleList()
-        skips = [widths[0]]  # channels of what the way down leaves for the way up
+        skips = [widths[0]]  # channels of the skip connections
         for level, width in enumerate(widths):
             inputs = [widths[max(level - 1, 0)], *[width] * (layers - 1)]
             down = Downsample(width, asymmetric=False) if level < last else None
@@ -167,9 +167,9 @@ class UNet2DConditionModel(StoredModel):
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def initialise(self, seed: int) -> None:
-        """Draws all weights anew for training from scratch. A loaded model has no use for it.
+        """Draw all weights for training from scratch; not needed for a loaded model.
 
-        Every layer keeps torch's default (uniform, scaled by the fan-in), drawn after `seed` alone. The last layer of each
+        Every layer has torch's default (uniform, scaled by the fan-in), drawn from `seed` alone. The last layer of each
         residual branch is 0, so that each block starts as the identity (Ho et al. 2020, their code; Dhariwal & Nichol 2021).
         The last convolution is 0 too: the first prediction is 0 and the first loss is the variance of the target.
         """
@@ -183,7 +183,7 @@ class UNet2DConditionModel(StoredModel):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        """x (B, C, h, w), timesteps (B,) whole or fractional, context (B, L, D) -> (B, C, h, w)"""
+        """x (B, C, h, w), timesteps (B,), may be fractional, context (B, L, D) -> (B, C, h, w)"""
         config = self.config
         waves = timestep_embedding(
             timesteps, config.block_out_channels[0], flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift
@@ -218,7 +218,7 @@ class DownBlock(nn.Module):
         self.downsamplers = nn.ModuleList([down]) if down else None
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor, skips: list[Tensor]) -> Tensor:
-        """(B, C, h, w) -> (B, C', h/2, w/2); appends to `skips` what the way up will need"""
+        """(B, C, h, w) -> (B, C', h/2, w/2); appends to `skips` for the way up"""
         for index, resnet in enumerate(self.resnets):
             x = resnet(x, time)
             if self.attentions is not None:
@@ -251,7 +251,7 @@ class UpBlock(nn.Module):
         self.upsamplers = nn.ModuleList([up]) if up else None
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor, skips: list[Tensor]) -> Tensor:
-        """(B, C, h, w) -> (B, C', 2h, 2w); takes its share off the end of `skips`"""
+        """(B, C, h, w) -> (B, C', 2h, 2w); takes its inputs from the end of `skips`"""
         for index, resnet in enumerate(self.resnets):
             x = resnet(torch.cat([x, skips.pop()], dim=1), time)
             if self.attentions is not None:

@@ -1,4 +1,4 @@
-"""Models on the disk in diffusers' layout: `config.json` and `diffusion_pytorch_model.safetensors`, strict in both directions."""
+"""Models on disk in diffusers' layout: `config.json` and `diffusion_pytorch_model.safetensors`, strict in both directions."""
 
 import dataclasses
 import json
@@ -20,32 +20,32 @@ WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 class ModelConfig:
     """Base of the configurations: a frozen dataclass with diffusers' names and defaults.
 
-    Defaults are diffusers' own, because its files leave out what is default. Fields of diffusers that we do not build are
-    in `IMPLIED` with the values that a file may give them; another value is another architecture.
+    The defaults are those of diffusers, because its files may leave them out. `IMPLIED` has the fields of diffusers that are not
+    implemented here, with their allowed values; another value is another architecture.
     """
 
     CLASS_NAME: ClassVar[str]
     IMPLIED: ClassVar[dict[str, tuple[Any, ...]]]
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):  # JSON has lists only
+        for field in dataclasses.fields(self):  # JSON has no tuples
             value = getattr(self, field.name)
             if isinstance(value, list):
                 object.__setattr__(self, field.name, tuple(value))
         self.check()
 
     def check(self) -> None:
-        """Raises ValueError where two fields contradict each other; fills in what follows from others."""
+        """Raise ValueError if two fields contradict each other; fill in fields that follow from others."""
 
     def to_json(self) -> dict[str, Any]:
         return {"_class_name": self.CLASS_NAME, **dataclasses.asdict(self)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any], where: Path | str) -> Self:
-        """Reads a config.json of ours or of diffusers.
+        """Read a config.json of ours or of diffusers.
 
         Raises:
-            ValueError: it describes another class or a variant of the architecture that is not built here.
+            ValueError: it describes another class or a variant of the architecture that is not implemented.
         """
         if (name := values.get("_class_name")) != cls.CLASS_NAME:
             raise ValueError(f"{where}: `_class_name` is {name!r}, expected {cls.CLASS_NAME!r}. Is this the right folder?")
@@ -54,9 +54,9 @@ class ModelConfig:
             if key in fields or key.startswith("_"):
                 continue
             if key not in cls.IMPLIED:
-                raise ValueError(f"{where}: `{key}` is not known for {cls.CLASS_NAME}; remove it if it is not diffusers'.")
+                raise ValueError(f"{where}: `{key}` is unknown for {cls.CLASS_NAME}. Remove it if it does not come from diffusers.")
             if value not in cls.IMPLIED[key]:
-                raise ValueError(f"{where}: `{key}: {json.dumps(value)}` is not supported; only {json.dumps(cls.IMPLIED[key][0])} is.")
+                raise ValueError(f"{where}: `{key}: {json.dumps(value)}` is not supported; expected {json.dumps(cls.IMPLIED[key][0])}.")
         try:
             return cls(**{key: value for key, value in values.items() if key in fields})
         except ValueError as error:
@@ -77,7 +77,7 @@ Model = TypeVar("Model", bound=StoredModel)
 
 
 def save_model(model: StoredModel, folder: Path) -> None:
-    """Writes the configuration and the fp32 weights; diffusers' `from_pretrained(folder)` reads them."""
+    """Write the configuration and the fp32 weights; diffusers' `from_pretrained(folder)` reads them."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(json.dumps(model.config.to_json(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
     weights = {key: value.detach().float().cpu().contiguous() for key, value in model.state_dict().items()}
@@ -88,7 +88,7 @@ def load_model(cls: type[Model], folder: Path | str) -> Model:
     """A model of class `cls` with the weights in `folder`, fp32, on the CPU, in evaluation mode.
 
     Raises:
-        ValueError: a file is missing or unreadable, the configuration is of another class, or a tensor is missing, left over
+        ValueError: a file is missing or unreadable, the configuration is of another class, or a tensor is missing, unexpected
             or of another shape.
     """
     folder = Path(folder)
@@ -97,15 +97,15 @@ def load_model(cls: type[Model], folder: Path | str) -> Model:
 
 
 def hash_init(folder: str) -> str:
-    """sha256 of the model that a training begins with, or "" for none. A checkpoint that was begun from other weights is of another run."""
+    """sha256 of the model that training starts from, or "" for none. Runs that start from other weights do not share checkpoints."""
     return hash_json({name: hash_file(Path(folder) / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}) if folder else ""
 
 
 def assemble(cls: type[Model], config: ModelConfig, weights: dict[str, Tensor], *, where: Path | str) -> Model:
-    """A model of class `cls` with these weights, which may be of any float type and mapped from a file, in evaluation mode.
+    """A model of class `cls` with these weights, which may have any float type and be mapped from a file, in evaluation mode.
 
     Raises:
-        ValueError: a tensor is missing, left over or of another shape.
+        ValueError: a tensor is missing, unexpected or of another shape.
     """
     model = empty(cls, config)
     load_weights(model, weights, where=where)
@@ -113,7 +113,7 @@ def assemble(cls: type[Model], config: ModelConfig, weights: dict[str, Tensor], 
 
 
 def empty(cls: type[Model], config: ModelConfig) -> Model:
-    """A model without weights: no time for initial values that are overwritten, no draw from the global generator."""
+    """A model without weights, on the meta device: it draws nothing from the global generator."""
     with torch.device("meta"):
         return cls(config)
 
@@ -126,7 +126,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} should hold a JSON object; found {type(values).__name__}.")
+        raise ValueError(f"{path} must hold a JSON object, not {type(values).__name__}.")
     return values
 
 
@@ -134,7 +134,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file.
 
     Raises:
-        ValueError: it is missing, or is no safetensors file (pickles are never read).
+        ValueError: it is missing or not a safetensors file (pickles are never read).
     """
     if not path.is_file():
         raise ValueError(f"{path} is missing. Weights are read from safetensors only, never from a pickle (.bin, .ckpt, .pt).")
@@ -145,10 +145,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], *, where: Path | str) -> None:
-    """Puts `weights`, cast to fp32, in place of the model's own, which may be on the meta device.
+    """Replace the weights of `model`, which may be on the meta device, by `weights`, cast to fp32.
 
     Raises:
-        ValueError: the first tensor that is missing, left over or of another shape, and how many there are.
+        ValueError: a tensor is missing, unexpected or of another shape.
     """
     weights = _current_names(weights)
     own = model.state_dict()
@@ -166,7 +166,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], *, where: Path | 
 
 
 def _current_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Renames the autoencoder's attention of diffusers before 0.15, which the published Stable Diffusion v1 folders still have."""
+    """Rename the attention weights of diffusers before 0.15, which the published autoencoders of Stable Diffusion 1.x still have."""
     names = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
     renamed = {}
     for key, value in weights.items():

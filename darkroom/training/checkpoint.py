@@ -1,4 +1,4 @@
-"""Checkpoints that are written whole or not at all; the last good one is never removed before the next is verified."""
+"""Checkpoints. They are written whole or not at all, and the last good one is kept until the next one is verified."""
 
 import json
 import logging
@@ -18,9 +18,9 @@ MANIFEST = "manifest.json"
 
 
 class Checkpoints:
-    """The checkpoints `step-000500/` of one run: trained weights, average, optimizer, and `state` (step and curves) as JSON.
+    """The checkpoints `step-00000500/` of one run: trained weights, their EMA, the optimizer, and `state` (step and curves) as JSON.
 
-    Frozen parameters are not stored: they are what the run began with, and with LoRA they are a hundred times the rest.
+    Frozen parameters are not stored: training never changes them, and with LoRA they are a hundred times as large as the rest.
     """
 
     def __init__(self, folder: Path, *, net: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer) -> None:
@@ -30,7 +30,7 @@ class Checkpoints:
         self.optimizer = optimizer
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Writes the checkpoint after `step` optimizer steps, reads it back, then drops the older ones."""
+        """Write the checkpoint after `step` optimizer steps, read it back, then remove the older ones."""
         target = self.folder / f"step-{step:08d}"
         with replacing(target) as tmp:
             tmp.mkdir()
@@ -41,17 +41,17 @@ class Checkpoints:
             write_json(tmp / MANIFEST, files_table(tmp))
         if not _is_whole(target):
             raise ValueError(
-                f"The checkpoint {target} cannot be read back as it was written: is the disk failing? Older checkpoints are kept."
+                f"The checkpoint {target} reads back differently from what was written. Check the disk; older checkpoints are kept."
             )
         for older in self._all():
             if older != target:
                 shutil.rmtree(older)
 
     def load_latest(self) -> dict[str, Any] | None:
-        """Restores everything from the newest whole checkpoint and returns its state; None when there is none."""
+        """Restore everything from the newest whole checkpoint and return its state, or None if there is no checkpoint."""
         for folder in reversed(self._all()):
             if not _is_whole(folder):
-                logger.warning("%s is damaged and is passed over", folder)
+                logger.warning("The checkpoint %s is damaged and is skipped.", folder)
                 continue
             _load_unfrozen(self.net, load_file(folder / "net.safetensors"))
             self.ema.load_state_dict(load_file(folder / "ema.safetensors"))
@@ -65,13 +65,13 @@ class Checkpoints:
 
 
 def _unfrozen(net: nn.Module) -> dict[str, Tensor]:
-    """The state of `net` (parameters and buffers) without the parameters that are not trained."""
+    """The state of `net` (parameters and buffers) without its frozen parameters."""
     frozen = {name for name, parameter in net.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
     return {name: tensor for name, tensor in net.state_dict().items() if name not in frozen}
 
 
 def _load_unfrozen(net: nn.Module, state: dict[str, Tensor]) -> None:
-    assert set(state) == set(_unfrozen(net)), "a checkpoint lies in a folder named by all that shapes its run"
+    assert set(state) == set(_unfrozen(net)), "the folder of a checkpoint is named by everything that shapes its run"
     net.load_state_dict(state, strict=False)
 
 

@@ -1,4 +1,4 @@
-"""CLIP as a task of the training loop."""
+"""The training task of CLIP."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from darkroom.training.task import VAL_SAMPLES, Batch, chunks, mirrored
 
 
 class ClipTask:
-    """Contrastive training of an image and a text tower on the user's own pairs (Radford et al. 2021)."""
+    """Contrastive training of an image encoder and a text encoder on pairs of photo and caption (Radford et al. 2021)."""
 
     def __init__(self, net: ClipTowers, train: ImageShards, val: ImageShards, *, seed: int) -> None:
         self.net = self.averaged = net
@@ -37,7 +37,7 @@ class ClipTask:
         return loss, {"logit_scale": logit_scale}
 
     def validate(self, device: torch.device) -> dict[str, float]:
-        """Loss over the held-out pairs, and how often the nearest text of a photo is its own caption."""
+        """Loss over the held-out pairs, and the share of photos whose nearest caption is their own."""
         num = min(len(self.val), VAL_SAMPLES)
         tokens = self.net.tokenize(self.val.captions[:num]).to(device)
         parts = [self.net(to_float(self.val.images(chunk)).to(device), tokens[chunk.start : chunk.stop]) for chunk in chunks(num)]

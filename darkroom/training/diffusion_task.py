@@ -1,4 +1,4 @@
-"""Denoising of cached latents as a task of the training loop."""
+"""The training task of the U-Net: denoising of cached latents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ from darkroom.training.task import VAL_SAMPLES, Batch, chunks
 
 
 @dataclass(frozen=True)
-class Chance:
-    """What is random about a batch."""
+class RandomDraws:
+    """The random part of a batch."""
 
     timesteps: Tensor  # (B,) whole
-    noise: Tensor  # (B, C, h, w), that the network is asked for
-    mixed: Tensor  # (B, C, h, w), that it sees: `noise`, or more with input perturbation
-    posterior: Tensor  # (B, C, h, w), picks the latents out of the VAE's posterior
+    noise: Tensor  # (B, C, h, w), the target is computed from it
+    input_noise: Tensor  # (B, C, h, w), in the input of the network: `noise`, or more with input perturbation
+    posterior: Tensor  # (B, C, h, w), standard normal, to draw the latents from the posterior
     flips: list[bool]
-    dropped: list[bool]  # captions
+    dropped: list[bool]  # captions that become the empty prompt
 
 
 class DiffusionTask:
-    """The denoising loss on cached latents: squared error of what the network predicts, weighted by timestep (`loss_weights`)."""
+    """The denoising loss on cached latents: the squared error of the prediction, weighted by timestep (`loss_weights`)."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class DiffusionTask:
         val: LatentShards,
         params: TrainUnetParams,
         *,
-        vae: AutoencoderKL,  # owns scale and shift of the latents
+        vae: AutoencoderKL,  # has scale and shift of the latents
         schedule: Schedule,
     ) -> None:
         self.net = self.averaged = net
@@ -51,22 +51,22 @@ class DiffusionTask:
         self.num_samples = len(train)
 
     def batch(self, positions: range) -> Batch:
-        """Chance comes in here, as a function of (seed, position)."""
+        """Every random draw is a function of (seed, position)."""
         seed = self.params.seed
         indices = shuffled(positions, num_samples=self.num_samples, seed=seed)
-        noise, mixed = self._noise(positions)
-        chance = Chance(
+        noise, input_noise = self._noise(positions)
+        draws = RandomDraws(
             timesteps=draw_timesteps(self.params, self.schedule, positions),
             noise=noise,
-            mixed=mixed,
+            input_noise=input_noise,
             posterior=normal(self.train.latent_shape, seed=seed, stream="posterior", positions=positions),
             flips=[self.train.flip and number < 0.5 for number in uniform(seed=seed, stream="flip", positions=positions).tolist()],
             dropped=(uniform(seed=seed, stream="caption", positions=positions) < self.params.caption_dropout).tolist(),
         )
-        return self._inputs(self.train, indices, chance)
+        return self._inputs(self.train, indices, draws)
 
     def _noise(self, positions: range) -> tuple[Tensor, Tensor]:
-        """The noise that is asked for, with its offset a channel (Guttenberg 2023), and the noise that is seen (Ning et al. 2023)."""
+        """The noise of the target, with one offset per channel (Guttenberg 2023), and the noise of the input (Ning et al. 2023)."""
         seed, shape = self.params.seed, self.train.latent_shape
         noise = normal(shape, seed=seed, stream="noise", positions=positions)
         if self.params.noise_offset:
@@ -76,16 +76,16 @@ class DiffusionTask:
             return noise, noise
         return noise, noise + self.params.input_perturbation * normal(shape, seed=seed, stream="input_perturbation", positions=positions)
 
-    def _inputs(self, shards: LatentShards, indices: Sequence[int], chance: Chance) -> Batch:
-        params, schedule, timesteps = self.params, self.schedule, chance.timesteps
-        moments = torch.from_numpy(shards.moments(indices, chance.flips))  # (B, 2, C, h, w)
-        latents = self.vae.normalise(moments[:, 0] + moments[:, 1] * chance.posterior)
+    def _inputs(self, shards: LatentShards, indices: Sequence[int], draws: RandomDraws) -> Batch:
+        params, schedule, timesteps = self.params, self.schedule, draws.timesteps
+        moments = torch.from_numpy(shards.moments(indices, draws.flips))  # (B, 2, C, h, w)
+        latents = self.vae.normalise(moments[:, 0] + moments[:, 1] * draws.posterior)
         gamma = params.p2_gamma if params.loss_weighting == "p2" else params.min_snr_gamma
         return {
-            "x": add_noise(latents, chance.mixed, timesteps, schedule, params.prediction),
-            "target": target(latents, chance.noise, timesteps, schedule, params.prediction),
+            "x": add_noise(latents, draws.input_noise, timesteps, schedule, params.prediction),
+            "target": target(latents, draws.noise, timesteps, schedule, params.prediction),
             "timesteps": timesteps,
-            "context": torch.from_numpy(shards.context(indices, chance.dropped)),
+            "context": torch.from_numpy(shards.context(indices, draws.dropped)),
             "weights": loss_weights(timesteps, schedule, params.prediction, params.loss_weighting, gamma),
         }
 
@@ -94,17 +94,17 @@ class DiffusionTask:
         return weighted_squared_error(prediction, batch["target"], batch["weights"]).mean(), {}
 
     def validate(self, device: torch.device) -> dict[str, float]:
-        """The same loss on held-out latents: timesteps spread evenly over the samples, noise fixed; by quarter of time too."""
+        """The loss on held-out latents, in total and by quarter of time; timesteps are spread evenly, the noise is fixed."""
         num = min(len(self.val), VAL_SAMPLES)
-        repeats = -(-64 // num)  # at least 64 timesteps, however few the photos
+        repeats = -(-64 // num)  # at least 64 timesteps, even with few photos
         positions = range(num * repeats)
         timesteps = ((torch.arange(len(positions)) + 0.5) / len(positions) * self.schedule.num_train_timesteps).long()
         errors = []
         for chunk in chunks(len(positions), self.params.micro_batch):  # what fits in training fits here
             noise = normal(self.val.latent_shape, seed=self.params.seed, stream="validation", positions=chunk)
             keep = [False] * len(chunk)
-            chance = Chance(timesteps[chunk.start : chunk.stop], noise, noise, torch.zeros_like(noise), flips=keep, dropped=keep)
-            inputs = self._inputs(self.val, [position % num for position in chunk], chance)
+            draws = RandomDraws(timesteps[chunk.start : chunk.stop], noise, noise, torch.zeros_like(noise), flips=keep, dropped=keep)
+            inputs = self._inputs(self.val, [position % num for position in chunk], draws)
             batch = {key: tensor.to(device) for key, tensor in inputs.items()}
             prediction = self.net(batch["x"], batch["timesteps"], batch["context"])
             errors.append(weighted_squared_error(prediction, batch["target"], batch["weights"]).cpu())
@@ -114,11 +114,11 @@ class DiffusionTask:
 
 
 def draw_timesteps(params: TrainUnetParams, schedule: Schedule, positions: range) -> Tensor:
-    """Whole timesteps 0 .. T-1, (B,).
+    """The timesteps to train on: whole numbers 0 .. T-1, (B,).
 
-    "quasi_random" spreads any run of consecutive positions evenly over time, so that the loss of a batch varies less. "lognormal"
-    looks most at noise levels near exp(lognormal_mean) (Karras et al. 2022, table 1), which with the schedule `flow` is the
-    logit-normal of Esser et al. 2024, section 3.1; levels beyond the schedule's ends count as the ends.
+    "quasi_random" spreads consecutive positions evenly over time, so that the loss of a batch varies less. "lognormal" draws
+    noise levels around exp(lognormal_mean) (Karras et al. 2022, table 1); with the schedule `flow` this is the logit-normal of
+    Esser et al. 2024, section 3.1. Noise levels beyond the ends of the schedule become the ends.
     """
     if params.timesteps == "lognormal":
         log_sigma = params.lognormal_mean + params.lognormal_std * normal((), seed=params.seed, stream="timestep", positions=positions)

@@ -1,7 +1,7 @@
-"""Chance as a function of (seed, position): data order, noise, dropout. Nothing depends on the state of a generator.
+"""Random draws as functions of (seed, position): data order, noise, dropout. Nothing depends on the state of a generator.
 
-A position counts the samples a run has seen: step s of batch size B covers positions [s B, (s + 1) B), however they are
-split over processes and micro-steps. So a resumed run, or one on more devices, draws what it would have drawn.
+A position counts the samples that a run has seen: step s of batch size B has the positions [s B, (s + 1) B), however they are
+split over processes and micro-steps. So a resumed run, or a run on more devices, makes the same draws.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ def positions_of_step(
     num_processes: int,
     process: int,
 ) -> list[range]:
-    """The positions of one process, one range a micro-step; together the processes cover the step once."""
+    """The positions of one process, one range per micro-step. Together, the processes cover the step exactly once."""
     micro = batch_size // (gradient_accumulation * num_processes)
     starts = (step * batch_size + (part * num_processes + process) * micro for part in range(gradient_accumulation))
     return [range(start, start + micro) for start in starts]
 
 
 def shuffled(positions: Sequence[int], *, num_samples: int, seed: int) -> list[int]:
-    """Which sample stands at each position: every epoch is a permutation of its own."""
+    """The sample at each position. Every epoch has its own permutation."""
     return [int(_permutation(num_samples, seed, position // num_samples)[position % num_samples]) for position in positions]
 
 
@@ -40,13 +40,13 @@ def _permutation(num_samples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def generator(seed: int, stream: str, position: int) -> torch.Generator:
-    """The generator of one sample; `stream` keeps different uses of chance apart."""
+    """The generator of one sample. Different uses of randomness have different names of their `stream`."""
     digest = hashlib.blake2b(f"{seed}/{stream}/{position}".encode(), digest_size=7).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
 def normal(shape: Sequence[int], *, seed: int, stream: str, positions: Sequence[int]) -> Tensor:
-    """Standard normal noise (B, *shape), each sample from its own generator."""
+    """Standard normal noise (B, *shape); each sample has its own generator."""
     return torch.stack([torch.randn(tuple(shape), generator=generator(seed, stream, position)) for position in positions])
 
 
@@ -56,10 +56,10 @@ def uniform(*, seed: int, stream: str, positions: Sequence[int]) -> Tensor:
 
 
 def quasi_uniform(*, seed: int, stream: str, positions: Sequence[int]) -> Tensor:
-    """Numbers in [0, 1), (B,), of which any run of consecutive positions covers the interval evenly.
+    """Numbers in [0, 1), (B,). Consecutive positions cover the interval evenly.
 
-    They are the multiples of the golden ratio modulo 1, begun at a random point (Kuipers & Niederreiter 1974, section 2.3). Whole
-    numbers modulo 2^64 keep them exact however long a run is.
+    They are the multiples of the golden ratio modulo 1, from a random start (Kuipers & Niederreiter 1974, section 2.3). Integers
+    modulo 2^64 keep them exact for runs of any length.
     """
     start = int(uniform(seed=seed, stream=stream, positions=[0]) * 2**24) << 40
     numbers = [((start + position * GOLDEN) % 2**64 >> 40) / 2**24 for position in positions]  # 24 bits: fp32 never rounds up to 1

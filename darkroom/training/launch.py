@@ -1,8 +1,8 @@
-"""Starts a training stage on one or many devices: `python -m darkroom.training.launch --num_processes 8 stages.train_unet`.
+"""Start a training stage on one or many devices: `python -m darkroom.training.launch --num_processes 8 stages.train_unet`.
 
-One process replaces this one, so that a Ctrl-C or a scheduler's SIGTERM reaches the stage itself (Accelerate's launcher
-stays between and dies first, leaving the stage an orphan). More processes, or several machines described in the file
-that ACCELERATE_CONFIG_FILE names, are started by `accelerate launch`, on GPUs or on CPUs.
+A stage with one process replaces this process, so that Ctrl-C or a scheduler's SIGTERM reaches the stage itself. (Accelerate's
+launcher would stay in between and die first, and leave the stage behind as an orphan.) `accelerate launch` starts several
+processes, on GPUs or CPUs, or on the machines that the file named by ACCELERATE_CONFIG_FILE describes.
 """
 
 import argparse
@@ -28,9 +28,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m darkroom.training.launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--num_processes", type=int, required=True, help="one a device, over all machines")
-    parser.add_argument("module", help="e.g. stages.train_unet")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the stage")
+    parser.add_argument("--num_processes", type=int, required=True, help="number of processes, one per device, over all machines")
+    parser.add_argument("module", help="module of the stage, e.g. stages.train_unet")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the stage")
     given = parser.parse_args()
     config_file = os.environ.get("ACCELERATE_CONFIG_FILE")
     line = command(given.module, given.arguments, num_processes=given.num_processes, config_file=config_file)

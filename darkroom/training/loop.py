@@ -1,4 +1,4 @@
-"""The one training loop. What differs between CLIP, VAE and diffusion is a Task; one device or many is Accelerate's affair."""
+"""The training loop of all stages. CLIP, VAE and U-Net differ in their Task; Accelerate handles one device or many."""
 
 import csv
 import logging
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Curves:
-    """What a run has logged, by step; travels with the checkpoint, so that a resumed run has one unbroken curve."""
+    """The values that a run has logged, by step. Checkpoints hold them, so that a resumed run has one unbroken curve."""
 
     train: list[dict[str, float]] = field(default_factory=list)
     val: list[dict[str, float]] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Curves:
         return self.val[-1] if self.val else {}
 
     def write(self, folder: Path) -> None:
-        """Writes curves/train.csv and curves/val.csv, which DVC plots."""
+        """Write curves/train.csv and curves/val.csv, which DVC plots."""
         (folder / "curves").mkdir()
         for name, rows in {"train": self.train, "val": self.val}.items():
             with (folder / "curves" / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
@@ -49,36 +49,36 @@ class Curves:
 
 
 class Interrupted(SystemExit):
-    """The run was asked to stop, has written a checkpoint, and goes on when the same command is given again."""
+    """The run was asked to stop and has written a checkpoint. The same command resumes it."""
 
 
 def train(
     task: Task,
     params: TrainingParams,
     *,
-    name: str,  # of the stage, for the bar
-    scratch: Path,  # where checkpoints lie; survives a kill
+    name: str,  # of the stage, for the progress bar
+    scratch: Path,  # folder of the checkpoints; survives a kill
     tracker: Tracker,
-    pictures: Callable[[int, torch.device], None] | None = None,  # draws and logs at validation, with averaged weights
-    pictures_every: int = 0,  # steps; 0 = with each validation
+    draw_preview: Callable[[int, torch.device], None] | None = None,  # (step, device); called at validation, with the EMA of the weights
+    preview_every: int = 0,  # steps; 0 = with each validation
 ) -> Curves:
-    """Trains `task.net` in place and leaves the averaged weights in `task.averaged`.
+    """Train `task.net` in place and leave the EMA of the weights in `task.averaged`.
 
     Raises:
-        ValueError: a loss or gradient that is not finite, or fewer processes than params say.
-        Interrupted: SIGINT or SIGTERM came; a checkpoint has been written.
+        ValueError: a loss or gradient is not finite, or the number of processes is not `params.num_processes`.
+        Interrupted: SIGINT or SIGTERM was received; a checkpoint has been written.
     """
-    # Devices, optimizer, average, checkpoint.
+    # Devices, optimizer, EMA, checkpoint.
     bf16 = use_bf16(params.precision, best_device())
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # said aloud, or Accelerate ignores the other processes of a CPU run
+        cpu=not torch.accelerator.is_available(),  # without it Accelerate ignores the other processes of a CPU run
         mixed_precision="bf16" if bf16 else "no",
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)],
     )
     if accelerator.num_processes != params.num_processes:
         raise ValueError(
             f"{name}.num_processes is {params.num_processes}, but {accelerator.num_processes} run. Start the stage as dvc.yaml does, "
-            f"by `python -m darkroom.training.launch --num_processes {params.num_processes} stages.{name}`."
+            f"with `python -m darkroom.training.launch --num_processes {params.num_processes} stages.{name}`."
         )
     device = accelerator.device
     net, optimizer = accelerator.prepare(task.net, adamw(task.net, lr=params.lr, weight_decay=params.weight_decay))
@@ -92,8 +92,8 @@ def train(
     def validate(step: int) -> None:
         with ema.applied(), torch.no_grad(), accelerator.autocast(), _evaluating(task.net):
             curves.val.append({"step": step, **task.validate(device)})
-            if pictures and (step == params.steps or not pictures_every or step % pictures_every == 0):
-                pictures(step, device)
+            if draw_preview and (step == params.steps or not preview_every or step % preview_every == 0):
+                draw_preview(step, device)
         tracker.log_metrics({f"val/{key}": value for key, value in curves.val[-1].items() if key != "step"}, step)
 
     # The loop. Step numbers count finished steps from here on.
@@ -109,9 +109,9 @@ def train(
                 for key, value in {"loss": loss, **logs}.items():
                     sums[key] = sums.get(key, 0.0) + value.detach().float() / params.gradient_accumulation
             grad_norm = _clip_gradients(accelerator, task, params.grad_clip)
-            if not math.isfinite(float(grad_norm)):  # a non-finite loss gives a non-finite gradient; one host sync a step
+            if not math.isfinite(float(grad_norm)):  # a non-finite loss gives a non-finite gradient; one host sync per step
                 found = f"{float(grad_norm)} (loss {float(loss.detach()):.4g})"
-                raise ValueError(f"The gradient at step {index} is {found}. Lower {name}.lr or {name}.grad_clip.")
+                raise ValueError(f"The norm of the gradient at step {index} is {found}. Lower {name}.lr or {name}.grad_clip.")
             lr = learning_rate(index, lr=params.lr, warmup_steps=params.warmup_steps, decay=params.lr_decay, steps=params.steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -135,7 +135,7 @@ def train(
                     checkpoints.save(step, {"curves": vars(curves), "sums": means})
                 accelerator.wait_for_everyone()
             if stopping and step < params.steps:
-                raise Interrupted(f"{name} was stopped at step {step} of {params.steps} and goes on from there when it is started again.")
+                raise Interrupted(f"{name} was stopped at step {step} of {params.steps}. Start it again to resume from there.")
 
     accelerator.unwrap_model(net, keep_fp32_wrapper=False)
     ema.publish()
@@ -144,7 +144,7 @@ def train(
 
 
 def _clip_gradients(accelerator: Accelerator, task: Task, limit: float) -> Tensor:
-    """Clips what is averaged and what it trains against each by its own norm, so that neither slows the other; the larger norm."""
+    """Clip the gradients of the averaged part and of its opponent, each by its own norm, and return the larger norm."""
     averaged = list(task.averaged.parameters())
     known = {id(parameter) for parameter in averaged}
     others = [parameter for parameter in task.net.parameters() if id(parameter) not in known]
@@ -168,13 +168,13 @@ def _log_start(name: str, task: Task, params: TrainingParams, accelerator: Accel
         task.num_samples,
         params.steps,
         params.steps * params.batch_size / task.num_samples,
-        f"; resumes after step {first}" if first else "",
+        f"; resumed after step {first}" if first else "",
     )
 
 
 @contextmanager
 def _prefetched(task: Task, params: TrainingParams, first: int, accelerator: Accelerator) -> Iterator[Iterator[Batch]]:
-    """Batches in order, made two ahead by a thread: a zero-copy reader needs no worker processes."""
+    """Batches in order; a thread prepares two of them ahead. A reader that copies nothing needs no worker processes."""
     queue: Queue[Batch | BaseException] = Queue(maxsize=2)
     done = threading.Event()
 
@@ -215,7 +215,7 @@ def _prefetched(task: Task, params: TrainingParams, first: int, accelerator: Acc
 
 @contextmanager
 def _signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set: the loop ends its step, writes a checkpoint and stops."""
+    """An event that SIGINT and SIGTERM set. The loop then finishes its step, writes a checkpoint and stops."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -240,7 +240,7 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _syncing(accelerator: Accelerator, net: nn.Module, last: bool) -> Iterator[None]:
-    """Gradients cross processes only in the last micro-step."""
+    """Average the gradients over processes in the last micro-step only."""
     if last:
         yield
     else:
@@ -253,7 +253,7 @@ def _mean_over_processes(accelerator: Accelerator, value: Tensor) -> float:
 
 
 def _any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether any process was asked to stop: all must stop at the same step or the others wait for ever."""
+    """Whether any process was asked to stop. All must stop at the same step, or some would wait forever for the others."""
     if accelerator.num_processes == 1:
         return flag
     return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), reduction="sum").item() > 0)

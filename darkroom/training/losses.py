@@ -1,4 +1,4 @@
-"""The losses of the three tasks, as functions of tensors."""
+"""The losses of the three training tasks, as functions of tensors, and the loss weights of the timesteps."""
 
 import math
 from typing import get_args
@@ -12,21 +12,21 @@ from darkroom.diffusion.denoiser import check_prediction, scalings
 from darkroom.diffusion.posterior import mean_coefficients, variance
 from darkroom.diffusion.schedule import Schedule
 
-LEAST_PROBABILITY = 1 / 512  # of black or white by a Bernoulli decoder: about half a step of an 8-bit picture
+LEAST_PROBABILITY = 1 / 512  # of black or white by a Bernoulli decoder: about half a level of an 8-bit image
 WEIGHTINGS = get_args(LossWeighting)
 
 
 def negative_log_likelihood(images: Tensor, reconstruction: Tensor, *, likelihood: str, scale: float | Tensor | None) -> Tensor:
-    """-log p(x|z) in nats per picture (B,), of a decoder whose mean is `reconstruction`; both (B, C, H, W) in [-1, 1].
+    """-log p(x|z) in nats per image (B,) of a decoder with the mean `reconstruction`; both (B, C, H, W) in [-1, 1].
 
     Gaussian: (x - m)^2 / 2 s^2 + log s + log(2 pi) / 2 a pixel and channel. Laplace: |x - m| / s + log 2 s. The scale s has the
     units of the pixels; Bernoulli has none (None).
 
-    Bernoulli: -b log p - (1 - b) log(1 - p) with b = (x + 1) / 2 and p = (m + 1) / 2: the decoder's picture *is* the mean, so that
-    it stays the picture that every reader of an AutoencoderKL takes it for (a decoder that gave log-odds would need a sigmoid that
-    they do not have). p is kept in [1/512, 511/512]; outside, the term of the wrong class goes on as its tangent, which leads
-    back. The value is then at least the nats of the clamped p, so a bound stays one. It is a likelihood of black and white pixels;
-    a grey x counts as black and white in its proportions.
+    Bernoulli: -b log p - (1 - b) log(1 - p) with b = (x + 1) / 2 and p = (m + 1) / 2. The decoder's output *is* the mean, because
+    every reader of an AutoencoderKL takes it for the image (a decoder of log-odds would need a sigmoid that those readers do not
+    apply). p is clamped to [1/512, 511/512]; beyond, the term of the wrong class continues as its tangent, so that a gradient leads
+    back. The value is then at least the nats of the clamped p, so a bound remains a bound. This is a likelihood of black and white
+    pixels; a grey x counts as black and white in proportion.
     """
     if likelihood == "bernoulli":
         share, mean = (images + 1) / 2, (reconstruction + 1) / 2
@@ -52,21 +52,21 @@ def _log(value: float | Tensor) -> float | Tensor:
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mean, exp(logvar)) || N(0, 1)) in nats per picture (B,) (Kingma & Welling 2014, appendix B)."""
+    """KL(N(mean, exp(logvar)) || N(0, 1)) in nats per image (B,) (Kingma & Welling 2014, appendix B)."""
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1)
 
 
 def hinge_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-    """What the discriminator minimises (Lim & Ye 2017, equation 9): real patches above 1, fake ones below -1; a scalar."""
+    """The loss of the discriminator, a scalar (Lim & Ye 2017, equation 9): scores of real patches above 1, of fake ones below -1."""
     return (F.relu(1 - real_scores).mean() + F.relu(1 + fake_scores).mean()) / 2
 
 
 def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor) -> Tensor:
-    """How much the adversarial loss counts: the ratio of the two gradients' norms at the decoder's last layer, a scalar.
+    """The weight of the adversarial loss: the ratio of the norms of both gradients at the decoder's last layer, a scalar.
 
-    Esser et al. 2021, equation 7, at most 10^4. The gradients are averaged over processes first, so that a batch has one weight
-    however many share it (but each micro-step of `gradient_accumulation` has its own). The graph stays for the backward pass;
-    nothing is added to any `.grad`.
+    Esser et al. 2021, equation 7, at most 10^4. The gradients are averaged over processes first, so that a batch has one weight on
+    any number of processes (each micro-step of `gradient_accumulation` has its own). The graph is kept for the backward pass, and
+    no `.grad` changes.
     """
     with torch.autocast(last_layer.device.type, enabled=False):
         gradients = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (reconstruction_loss, adversarial_loss)]
@@ -75,14 +75,14 @@ def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_
 
 
 def contrastive_loss(image_features: Tensor, text_features: Tensor, logit_scale: Tensor, same: Tensor) -> Tensor:
-    """The symmetric contrastive loss of CLIP (Radford et al. 2021, figure 3), with every equal caption a positive.
+    """The symmetric contrastive loss of CLIP (Radford et al. 2021, figure 3); every equal caption is a positive.
 
     Args:
         image_features: (B, E), of unit length.
         text_features: (B, E), of unit length.
         logit_scale: inverse temperature, a scalar.
-        same: (B, B) bool, whether picture i and picture j have the same caption. Photos often share captions, and
-            to push them apart would teach the towers to tell equal texts from each other.
+        same: (B, B) bool, whether photos i and j have the same caption. Photos often share captions, and to push
+            them apart would teach the encoders to tell equal captions from each other.
     """
     logits = logit_scale * image_features @ text_features.T
     targets = same / same.sum(1, keepdim=True)
@@ -90,29 +90,29 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, logit_scale:
 
 
 def weighted_squared_error(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """Mean over pixels of the squared error, times a weight a sample: (B,)."""
+    """The squared error, averaged over pixels, times one weight per sample: (B,)."""
     return weights * (prediction.float() - target.float()).square().flatten(1).mean(1)
 
 
 def loss_weights(t: Tensor, schedule: Schedule, prediction: str, kind: str = "simple", gamma: float = 5.0) -> Tensor:
-    """Factor of the squared error at each timestep: (B,) fp32.
+    """The factor of the squared error at each timestep: (B,) fp32.
 
-    All but "simple" are weights w of the squared error of x_0, which is c_out^2 times that of what is predicted:
+    All but "simple" are weights w of the squared error of x_0, which is c_out^2 times the squared error of the prediction:
 
-    - "simple": 1 for what is predicted, whatever it is (Ho et al. 2020, equation 14).
+    - "simple": 1 for the error of the prediction, whatever it predicts (Ho et al. 2020, equation 14).
     - "min_snr": w = min(SNR, gamma) (Hang et al. 2023, section 3.4).
     - "soft_min_snr": w = SNR gamma / (SNR + gamma), the same without the corner (Crowson et al. 2024, HDiT).
     - "p2": w = SNR / (1 + SNR)^gamma (Choi et al. 2022, with their k = 1); gamma 0 is "simple" of the noise.
-    - "variational": the weight that the bound has, which for the noise is beta^2 / (2 beta alpha (1 - abar)) (Ho et al. 2020,
+    - "variational": the weight in the variational bound; for the noise it is beta^2 / (2 beta alpha (1 - abar)) (Ho et al. 2020,
       equation 12, with the variance beta). Summed over t, with the squared error summed over the dimensions, it is
-      `bound.variational_bound` but for terms that do not depend on the network.
+      `bound.variational_bound` up to terms that do not depend on the network.
 
     Args:
         t: (B,) whole.
         gamma: of "min_snr", "soft_min_snr" and "p2".
 
     Raises:
-        ValueError: an unknown kind or prediction, or a prediction that this schedule cannot have.
+        ValueError: an unknown kind or prediction, or a prediction that this schedule excludes.
     """
     check_prediction(prediction, schedule)
     if kind == "simple":
@@ -128,13 +128,13 @@ def loss_weights(t: Tensor, schedule: Schedule, prediction: str, kind: str = "si
         case "variational":
             x0_weight = mean_coefficients(t, schedule)[0] ** 2 / (2 * variance(t, schedule, "beta"))
         case _:
-            raise ValueError(f"There is no loss weighting {kind!r}; there are {', '.join(WEIGHTINGS)}.")
+            raise ValueError(f"Unknown loss weighting {kind!r}; expected one of {', '.join(WEIGHTINGS)}.")
     c_out = scalings(schedule.sigmas.to(t.device)[t], prediction).c_out
     return (x0_weight * c_out**2).float()
 
 
 def gather_with_gradient(features: Tensor) -> Tensor:
-    """(B, E) of this process -> (num_processes x B, E) of all; gradients flow back to each."""
+    """(B, E) of this process -> (num_processes x B, E) of all; gradients flow back to every process."""
     if not _many_processes():
         return features
     from torch.distributed.nn.functional import all_gather
@@ -143,7 +143,7 @@ def gather_with_gradient(features: Tensor) -> Tensor:
 
 
 def mean_over_processes(tensor: Tensor) -> Tensor:
-    """The same tensor on every process; no gradient flows through it."""
+    """The mean over processes, equal on all of them; no gradient flows through it."""
     tensor = tensor.detach().clone()
     if _many_processes():
         torch.distributed.all_reduce(tensor)

@@ -1,4 +1,4 @@
-"""What a network needs to be trained by the loop: batches, a loss and a validation."""
+"""The interface between the training loop and what it trains: batches, a loss and a validation."""
 
 from typing import Protocol
 
@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 Batch = dict[str, Tensor]
 
-VAL_BATCH = 64  # samples a validation forward
-VAL_SAMPLES = 256  # held-out samples that validation looks at, at most
+VAL_BATCH = 64  # samples in a forward pass of the validation
+VAL_SAMPLES = 256  # held-out samples in the validation, at most
 
 
 class Task(Protocol):
@@ -18,35 +18,35 @@ class Task(Protocol):
 
     @property
     def net(self) -> nn.Module:
-        """All that is trained, and all that a checkpoint holds."""
+        """Everything that is trained and stored in checkpoints."""
         ...
 
     @property
     def averaged(self) -> nn.Module:
-        """What outlives training: `net`, or the part of it without an opponent that is only there to train against."""
+        """The part with an EMA of its weights, which is published: `net`, or `net` without the opponent of adversarial training."""
         ...
 
     def batch(self, positions: range) -> Batch:
-        """The samples at these positions with all their chance (noise, flips, dropout), on the CPU; runs in a thread."""
+        """The samples at these positions with all their random draws (noise, flips, dropout), on the CPU; runs in a thread."""
         ...
 
     def loss(self, net: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """A scalar to minimise, and scalars to log, of which `loss` replaces that scalar in the curves.
+        """A scalar to minimise, and scalars to log. A logged scalar named `loss` replaces the first one in the curves.
 
-        `net` is the wrapped network: call it, never its parts, or gradients do not cross processes.
+        `net` is the wrapped network. Call it and never its parts, or gradients are not averaged over processes.
         """
         ...
 
     def validate(self, device: torch.device) -> dict[str, float]:
-        """Numbers on the held-out split at fixed noise; `self.averaged` has the averaged weights."""
+        """Metrics of the held-out split at fixed noise. `self.averaged` has the EMA of the weights while it runs."""
         ...
 
 
 def chunks(num: int, size: int = VAL_BATCH) -> list[range]:
-    """0 .. num - 1 in ranges of `size`, the last one shorter."""
+    """0 .. num - 1 in ranges of `size`; the last one may be shorter."""
     return [range(start, min(start + size, num)) for start in range(0, num, size)]
 
 
 def mirrored(images: Tensor, flips: Tensor) -> Tensor:
-    """images (B, 3, H, W), those with a flip (B,) bool left to right"""
+    """images (B, 3, H, W), mirrored left to right where `flips` (B,) bool are true"""
     return torch.where(flips[:, None, None, None], images.flip(-1), images)

@@ -1,4 +1,4 @@
-"""The module that is trained in the place of an autoencoder: pictures and noise in, the terms of its loss out."""
+"""The module that is trained around an autoencoder: images and noise in, the terms of the loss out."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ from darkroom.training.losses import adaptive_weight, hinge_loss, kl_divergence,
 
 
 class DecoderLikelihood(nn.Module):
-    """p(x|z) around the decoder's picture. A learned scale is a parameter, the log-variance (twice the log of the scale)."""
+    """p(x|z) around the output of the decoder. A learned scale is stored as the log-variance (twice the log of the scale)."""
 
     def __init__(self, likelihood: str, scale: float | None, *, learned: bool) -> None:
         super().__init__()
@@ -28,17 +28,17 @@ class DecoderLikelihood(nn.Module):
         return self.fixed_scale if self.logvar is None else torch.exp(self.logvar / 2)
 
     def forward(self, images: Tensor, reconstruction: Tensor) -> Tensor:
-        """Twice (B, 3, H, W) in [-1, 1] -> nats a picture (B,)"""
+        """images and reconstruction (B, 3, H, W) in [-1, 1] -> nats per image (B,)"""
         return negative_log_likelihood(images, reconstruction, likelihood=self.likelihood, scale=self.scale)
 
     def to_json(self) -> dict[str, Any]:
-        """What a reader of the trained autoencoder needs to know to compute its likelihood; bernoulli has no scale."""
+        """What `evaluate` needs to compute the likelihood of the trained autoencoder; bernoulli has no scale."""
         scale = self.scale.item() if isinstance(self.scale, Tensor) else self.scale
         return {"likelihood": self.likelihood, "scale": scale}
 
 
 class EvidenceBound(nn.Module):
-    """The autoencoder with its likelihood: all that is averaged and published."""
+    """The autoencoder with its likelihood: the part with an EMA of its weights, which is published."""
 
     def __init__(self, vae: AutoencoderKL, likelihood: DecoderLikelihood) -> None:
         super().__init__()
@@ -46,18 +46,18 @@ class EvidenceBound(nn.Module):
         self.likelihood = likelihood
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """images (B, 3, H, W) in [-1, 1], noise (B, C, h, w) -> reconstruction (B, 3, H, W), -log p(x|z) and KL in nats a picture, (B,)"""
+        """images (B, 3, H, W) in [-1, 1], noise (B, C, h, w) -> reconstruction (B, 3, H, W), -log p(x|z) and KL in nats per image, (B,)"""
         reconstruction, mean, logvar = self.vae(images, noise)
         reconstruction = reconstruction.float()
         return reconstruction, self.likelihood(images, reconstruction), kl_divergence(mean.float(), logvar.float())
 
 
 class VaeObjective(nn.Module):
-    """All terms in one forward pass, because gradients cross processes only for what the wrapped module's forward has computed.
+    """All terms in one forward pass: gradients are averaged over processes only for what the wrapped module computes in `forward`.
 
-    With a discriminator both players move at once (a simultaneous gradient step): the autoencoder's term sees the discriminator
-    with detached weights, the discriminator's term sees a detached reconstruction. So one sum of all terms has for each weight
-    the gradient of its own player's loss, and one backward pass and one optimizer do for both.
+    With a discriminator, autoencoder and discriminator take a simultaneous gradient step. The term of the autoencoder has the
+    discriminator with detached weights, the term of the discriminator a detached reconstruction. So the sum of all terms has, for
+    each weight, the gradient of its own loss, and one backward pass and one optimizer serve both.
     """
 
     def __init__(
@@ -80,18 +80,18 @@ class VaeObjective(nn.Module):
 
     @classmethod
     def build(cls, vae: AutoencoderKL, params: TrainVaeParams, *, size: int) -> "VaeObjective":
-        """The objective that `params` describe, for pictures of `size` px.
+        """The objective that `params` describe, for photos of `size` px.
 
         Raises:
-            ValueError: a perceptual network that is not there, or pictures too small for one of the networks.
+            ValueError: the weights of the perceptual network are missing, or the photos are too small for one of the networks.
         """
-        look, game = params.perceptual, params.adversarial
+        look, adversary = params.perceptual, params.adversarial
         perceptual = discriminator = None
         if look.weight and params.steps:
             layers = torchvision_layers(look.arch, look.weights, look.layers, size=size)
             perceptual = PerceptualDistance(layers, channels=look.channels, scale=look.scale, mean=look.mean, std=look.std)
-        if game.weight and params.steps:
-            discriminator = PatchDiscriminator(channels=game.channels, num_halvings=game.num_halvings, size=size)
+        if adversary.weight and params.steps:
+            discriminator = PatchDiscriminator(channels=adversary.channels, num_halvings=adversary.num_halvings, size=size)
             discriminator.initialise(params.seed)
         scale = None if params.likelihood == "bernoulli" else params.decoder_scale
         return cls(
@@ -100,18 +100,18 @@ class VaeObjective(nn.Module):
             perceptual=perceptual,
             perceptual_weight=look.weight,
             discriminator=discriminator,
-            adversarial_weight=game.weight,
+            adversarial_weight=adversary.weight,
         )
 
     def forward(self, images: Tensor, noise: Tensor, *, judged: bool = False) -> dict[str, Tensor]:
-        """Scalars by name: `total` is to be minimised, the others are to be logged; nats are those of a pixel and channel.
+        """Scalars by name: `total` is minimised, the others are logged. Nats are per pixel and channel.
 
-        `loss` is the autoencoder's own part of the total, without the game: it means the same before and after the game starts.
+        `loss` is the total without the adversarial terms, so that it means the same before and after adversarial training starts.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
             noise: (B, C, h, w), standard normal.
-            judged: whether the discriminator plays yet; in evaluation mode it never does.
+            judged: whether the discriminator takes part yet; in evaluation mode it never does.
         """
         reconstruction, nll, kl = self.bound(images, noise)
         dims = images[0].numel()
@@ -125,12 +125,12 @@ class VaeObjective(nn.Module):
         if self.bound.likelihood.logvar is not None:
             terms["scale"] = torch.exp(self.bound.likelihood.logvar / 2)
         if self.discriminator is not None and self.training:
-            game = self._game(self.discriminator, images, reconstruction, rebuilt) if judged else self._before(self.discriminator)
-            total = total + game["adaptive_weight"] * game["adversarial"] + game["discriminator"]
-            terms |= game
+            scores = self._judge(self.discriminator, images, reconstruction, rebuilt) if judged else self._idle(self.discriminator)
+            total = total + scores["adaptive_weight"] * scores["adversarial"] + scores["discriminator"]
+            terms |= scores
         return {"total": total} | {name: value.detach() for name, value in {"loss": loss, **terms}.items()}
 
-    def _game(self, discriminator: PatchDiscriminator, images: Tensor, reconstruction: Tensor, rebuilt: Tensor) -> dict[str, Tensor]:
+    def _judge(self, discriminator: PatchDiscriminator, images: Tensor, reconstruction: Tensor, rebuilt: Tensor) -> dict[str, Tensor]:
         frozen = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
         adversarial = -functional_call(discriminator, frozen, (reconstruction,)).float().mean()
         real, fake = discriminator(torch.cat([images, reconstruction.detach()])).float().chunk(2)
@@ -142,7 +142,7 @@ class VaeObjective(nn.Module):
         }
 
     @staticmethod
-    def _before(discriminator: PatchDiscriminator) -> dict[str, Tensor]:
-        """No judgement yet, but a gradient of 0 for each weight: other processes wait for one."""
+    def _idle(discriminator: PatchDiscriminator) -> dict[str, Tensor]:
+        """Terms of 0 with a gradient of 0 for each weight: averaging over processes waits for every gradient."""
         nothing = 0.0 * torch.stack([parameter.sum() for parameter in discriminator.parameters()]).sum()
         return {"adversarial": nothing.detach(), "adaptive_weight": nothing.detach(), "discriminator": nothing}

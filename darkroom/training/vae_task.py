@@ -1,4 +1,4 @@
-"""The autoencoder as a task of the training loop."""
+"""The training task of the autoencoder, and the scale and shift of its latents."""
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,12 @@ from darkroom.training.draws import normal, shuffled, uniform
 from darkroom.training.task import VAL_SAMPLES, Batch, chunks, mirrored
 from darkroom.training.vae_objective import VaeObjective
 
-JUDGED = "judged"  # a batch that the discriminator judges has this key; a value would have to come back from the device each step
-MEASURED_PICTURES = 4096  # at most; the error of a standard deviation over so many latents is far below a percent
+JUDGED = "judged"  # a batch for the discriminator has this key; a value would have to come back from the device in each step
+MEASURED_PHOTOS = 4096  # at most; the error of a standard deviation over so many latents is far below a percent
 
 
 class VaeTask:
-    """The negative evidence lower bound, in nats a pixel and channel (Kingma & Welling 2014, equation 3), and what may be added to it."""
+    """The negative evidence lower bound in nats per pixel and channel (Kingma & Welling 2014, equation 3), plus optional terms."""
 
     def __init__(self, vae: AutoencoderKL, train: ImageShards, val: ImageShards, params: TrainVaeParams) -> None:
         self.vae = vae
@@ -45,7 +45,7 @@ class VaeTask:
         return terms.pop("total"), terms
 
     def validate(self, device: torch.device) -> dict[str, float]:
-        """The bound on held-out photos at fixed noise, and the PSNR of what the posterior mean decodes to."""
+        """The terms of the loss on held-out photos at fixed noise, and the PSNR of reconstructions from the posterior mean."""
         totals: dict[str, float] = {}
         num = min(len(self.val), VAL_SAMPLES)
         for chunk in chunks(num):
@@ -61,12 +61,12 @@ class VaeTask:
 
 @torch.no_grad()
 def measure_latents(vae: AutoencoderKL, photos: ImageShards, device: torch.device) -> tuple[float, float]:
-    """Scale and shift so that (z - shift) scale has mean 0 and variance 1 for z drawn from the posteriors of `photos`.
+    """Scale and shift of the latents: (z - shift) scale has mean 0 and variance 1 for z drawn from the posteriors of `photos`.
 
     The variance of z is that of the posterior means plus the mean of the posterior variances. Rombach et al. 2022,
-    section D.1, rescale by the standard deviation of one batch; here it is the training set, and the mean goes too.
+    section D.1, take the standard deviation of one batch; here it is that of the training set, and the mean is subtracted too.
     """
-    num = min(len(photos), MEASURED_PICTURES)
+    num = min(len(photos), MEASURED_PHOTOS)
     total = square = variance = 0.0
     count = 0
     for start in range(0, num, 64):

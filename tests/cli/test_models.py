@@ -37,7 +37,7 @@ def test_a_refusal_is_one_line_and_exit_status_1(tmp_path: Path) -> None:
     write_model(tmp_path / "model")
     file = str(tmp_path / "cats.safetensors")
     main(["export", str(tmp_path / "model"), file, "--format", "single-file"])
-    with pytest.raises(SystemExit, match=r"^darkroom import: .*cats\.safetensors says itself what it predicts; leave --prediction out\.$"):
+    with pytest.raises(SystemExit, match=r"^darkroom import: .*cats\.safetensors already defines its prediction; remove --prediction\.$"):
         main(["import", file, str(tmp_path / "out"), "--prediction", "epsilon"])
 
 

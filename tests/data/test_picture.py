@@ -481,7 +481,7 @@ def test_jpeg_keeps_coloured_lines_and_obeys_its_quality(tmp_path):
 
 def test_a_background_that_is_no_colour_is_refused():
     assert background_colour("#80ff00") == (128, 255, 0)
-    with pytest.raises(ValueError, match=r"ingest\.background 'wite' is no colour"):
+    with pytest.raises(ValueError, match=r"ingest\.background 'wite' is not a colour"):
         background_colour("wite")
 
 

@@ -177,5 +177,5 @@ def test_image_shards_give_back_pixels_and_captions(tmp_path):
 def test_image_shards_refuse_a_folder_of_something_else(tmp_path):
     table = write_shards(tmp_path, "train", [{"__key__": "a", "json": b"{}"}], samples_per_shard=4)
     finish(tmp_path, {"splits": {"train": table}})
-    with pytest.raises(ValueError, match="does not hold pictures"):
+    with pytest.raises(ValueError, match="does not hold photos"):
         ImageShards(tmp_path, "train")

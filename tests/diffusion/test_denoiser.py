@@ -120,7 +120,7 @@ def test_the_three_coefficients_recover_the_picture_from_an_exact_prediction(pre
 
 def test_epsilon_is_refused_where_noise_is_all_there_is_to_see() -> None:
     schedule = Schedule.make("scaled_linear", 1000, 0.00085, 0.012, zero_terminal_snr=True)
-    message = r"prediction: epsilon cannot have schedule\.zero_terminal_snr: true.*take v_prediction, sample or flow"
+    message = r"prediction: epsilon does not work with schedule\.zero_terminal_snr: true.*Set prediction to v_prediction, sample or flow"
     with pytest.raises(ValueError, match=message):
         make_denoiser(lambda x, t: x, schedule, "epsilon")
     with pytest.raises(ValueError, match=message):
@@ -146,5 +146,5 @@ def test_noised_latents_have_the_mean_and_variance_of_q() -> None:
     ids=["make_denoiser", "target", "add_noise", "scalings"],
 )
 def test_an_unknown_prediction_is_refused(use: Callable[[str], object]) -> None:
-    with pytest.raises(ValueError, match="no prediction 'x0'; there are epsilon, v_prediction, sample, flow"):
+    with pytest.raises(ValueError, match="Unknown prediction 'x0'; expected one of epsilon, v_prediction, sample, flow"):
         use("x0")

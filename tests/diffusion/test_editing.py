@@ -39,7 +39,7 @@ def test_strength_is_the_share_of_the_steps_and_they_are_the_last_ones(steps: in
 
 @pytest.mark.parametrize("strength", [-0.1, 1.01, math.nan])
 def test_a_strength_that_is_no_share_is_refused(strength: float) -> None:
-    with pytest.raises(ValueError, match=rf"strength is {strength}; it should be between 0 .* and 1"):
+    with pytest.raises(ValueError, match=rf"strength is {strength}; it must be between 0 .* and 1"):
         levels_of_strength(noise_levels(SCHEDULE, 10), strength)
 
 
@@ -124,7 +124,7 @@ def test_sampling_from_an_inversion_comes_back_the_closer_the_more_steps_and_ite
 
 
 def test_an_inversion_without_iterations_is_refused() -> None:
-    with pytest.raises(ValueError, match="iterations is 0; each step of the inversion takes at least 1"):
+    with pytest.raises(ValueError, match="iterations is 0; it must be at least 1"):
         ddim_invert(gaussian(SPREAD), noise(1, 1, 2, 2), noise_levels(SCHEDULE, 4), iterations=0)
 
 

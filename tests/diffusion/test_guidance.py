@@ -91,12 +91,12 @@ def test_the_interval_is_that_of_each_picture_in_the_batch() -> None:
 
 @pytest.mark.parametrize("rescale", [-0.1, 1.1])
 def test_rescale_beyond_zero_and_one_is_refused(rescale: float) -> None:
-    with pytest.raises(ValueError, match=rf"rescale of guidance is {rescale}; it must be from 0 \(off\) to 1"):
+    with pytest.raises(ValueError, match=rf"guidance rescale is {rescale}; it must be between 0 \(off\) and 1"):
         classifier_free(Net(), CONTEXT, EMPTY, 3.0, rescale=rescale)
 
 
 def test_an_interval_that_ends_before_it_begins_is_refused() -> None:
-    with pytest.raises(ValueError, match="interval of guidance, 700 to 100, ends before it begins"):
+    with pytest.raises(ValueError, match="guidance interval 700 to 100 ends before it begins"):
         classifier_free(Net(), CONTEXT, EMPTY, 3.0, interval=(700, 100))
 
 

@@ -93,5 +93,5 @@ def test_beta_is_the_variance_of_the_step_forward_and_larger(schedule: Schedule)
 
 
 def test_an_unknown_variance_is_refused() -> None:
-    with pytest.raises(ValueError, match="no variance 'learned'; there are beta_tilde, beta"):
+    with pytest.raises(ValueError, match="Unknown variance 'learned'; expected one of beta_tilde, beta"):
         variance(TIMES, Schedule.make("linear", 1000, 1e-4, 0.02), "learned")

@@ -221,9 +221,9 @@ def test_the_adaptive_solver_asks_a_denoiser_that_knows_the_batch_for_the_batch(
 
 def test_the_adaptive_solver_refuses_what_is_not_finite_or_has_no_end() -> None:
     x, sigmas = 20 * draw(1, 1, 2, 2), falling(20, 0.02, 3)
-    with pytest.raises(ValueError, match=r"What the network says at sigma [0-4]\.\d+ is not finite"):
+    with pytest.raises(ValueError, match=r"The prediction of the network at sigma [0-4]\.\d+ is not finite"):
         last(ode_adaptive(lambda x, sigma: x * (torch.nan if sigma < 5 else 0.1), x, falling(20, 4, 2)))
-    with pytest.raises(ValueError, match="no step short enough at sigma 3, so rough is what the network says there"):
+    with pytest.raises(ValueError, match="no step size that is small enough at sigma 3: the prediction of the network is not smooth"):
         last(ode_adaptive(lambda x, sigma: torch.ones_like(x) / (sigma.log() - math.log(3)) ** 2, x, sigmas))
 
 

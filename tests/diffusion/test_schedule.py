@@ -138,5 +138,5 @@ def test_betas_that_do_not_rise_within_zero_and_one_are_refused(start: float, en
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="no schedule 'exponential'; there are linear, quadratic"):
+    with pytest.raises(ValueError, match="Unknown schedule 'exponential'; expected one of linear, quadratic"):
         Schedule.make("exponential", 10, **ENDS)

@@ -123,14 +123,14 @@ def test_what_is_exported_is_imported_as_the_same_model(imported: Imported, tmp_
 def test_the_card_says_how_to_load_and_what_was_trained(imported: Imported) -> None:
     card = (imported.exported / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: diffusers\n")
-    assert "| the U-Net predicts | " + imported.artist.config.prediction in card
+    assert "| prediction of the U-Net | " + imported.artist.config.prediction in card
     assert "height=64, width=64, num_inference_steps=50, guidance_scale=7.5" in card
     assert ("an exclamation mark" in card) == (imported.kind == "sd2")
 
 
 def test_an_out_that_is_there_is_refused_and_left(sd1: Imported, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("dear")
-    with pytest.raises(ValueError, match=r"is there already; nothing is overwritten"):
+    with pytest.raises(ValueError, match=r"exists and is not overwritten"):
         export_model(sd1.folder, tmp_path, "diffusers")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -159,11 +159,14 @@ def test_parts_of_different_runs_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"no_causal_mask": True}, r"The text tower has `no_causal_mask: True`, which CLIP's own has not: it cannot be exported"),
-        ({"tokenizer_kwargs": {"clean": "whitespace"}}, r"The text tower has `tokenizer_kwargs: .*: it cannot be exported"),
+        ({"no_causal_mask": True}, r"text encoder cannot be exported: CLIP's own does not have `no_causal_mask: True`"),
+        (
+            {"tokenizer_kwargs": {"clean": "whitespace"}},
+            r"The text encoder cannot be exported: CLIP's own does not have `tokenizer_kwargs: ",
+        ),
     ],
 )
-def test_a_text_tower_that_others_cannot_build_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_a_text_encoder_that_others_cannot_build_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     write_model(tmp_path / "model")
     file = tmp_path / "model" / "clip" / CONFIG_FILE
     config = json.loads(file.read_text())
@@ -173,7 +176,7 @@ def test_a_text_tower_that_others_cannot_build_is_refused(tmp_path: Path, change
         export_model(tmp_path / "model", tmp_path / "out", "diffusers")
 
 
-def test_a_text_tower_of_another_vocabulary_is_refused(sd1: Imported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_text_encoder_of_another_vocabulary_is_refused(sd1: Imported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole = ClipTowers.load
 
     def another(source: Path) -> ClipTowers:
@@ -182,5 +185,5 @@ def test_a_text_tower_of_another_vocabulary_is_refused(sd1: Imported, monkeypatc
         return clip
 
     monkeypatch.setattr(ClipTowers, "load", another)
-    with pytest.raises(ValueError, match=r"The text tower knows 100 tokens, CLIP's own 49408: it cannot be exported"):
+    with pytest.raises(ValueError, match=r"The text encoder cannot be exported: it has 100 tokens, CLIP's own has 49408"):
         export_model(sd1.folder, tmp_path / "out", "diffusers")

@@ -28,7 +28,7 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> None
 
     torch.save({"state_dict": WEIGHTS, "callbacks": Bomb()}, tmp_path / "model.ckpt")
     with pytest.raises(
-        ValueError, match=r"holds more than weights \(`\w+\.mkdir`\), .* it was refused and nothing in it was run\. Take .*\.safetensors"
+        ValueError, match=r"more than weights \(`\w+\.mkdir`\)\. .* it was refused, and nothing in it was run\. Use the \.safetensors"
     ):
         import_model(str(tmp_path / "model.ckpt"), tmp_path / "out")
     assert not (tmp_path / "exploded").exists()
@@ -38,8 +38,8 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], r"holds a list, not a table of weights"),
-        ({"state_dict": [1]}, r"holds a dict, not a table of weights"),
+        ([1, 2], r"contains a list, not weights by name"),
+        ({"state_dict": [1]}, r"contains a dict, not weights by name"),
         (WEIGHTS | {"name": "cat"}, r"`name` is a str, not a tensor"),
     ],
 )
@@ -62,7 +62,7 @@ def test_a_pickle_of_something_else_is_told(tmp_path: Path, content: Any, messag
 )
 def test_a_damaged_file_is_told(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.ckpt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"model\.ckpt is damaged or no file of torch"):
+    with pytest.raises(ValueError, match=r"model\.ckpt is damaged or not a PyTorch file"):
         read_foreign_weights(tmp_path / "model.ckpt")
 
 
@@ -70,7 +70,7 @@ def test_half_of_a_checkpoint_is_told(tmp_path: Path) -> None:
     torch.save(WEIGHTS, tmp_path / "model.ckpt")
     whole = (tmp_path / "model.ckpt").read_bytes()
     (tmp_path / "model.ckpt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"model\.ckpt is damaged or no file of torch"):
+    with pytest.raises(ValueError, match=r"model\.ckpt is damaged or not a PyTorch file"):
         read_foreign_weights(tmp_path / "model.ckpt")
 
 
@@ -82,5 +82,5 @@ def test_a_file_that_is_missing_is_told(tmp_path: Path, name: str) -> None:
 
 def test_a_file_of_another_kind_is_told(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ValueError, match=r"model\.gguf should be a file of weights: \.safetensors, \.ckpt, \.bin, \.pt, \.pth"):
+    with pytest.raises(ValueError, match=r"gguf is not a file of weights; expected one of \.safetensors, \.ckpt, \.bin, \.pt, \.pth"):
         import_model(str(tmp_path / "model.gguf"), tmp_path / "out")

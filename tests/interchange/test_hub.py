@@ -80,11 +80,12 @@ def test_a_hub_without_network_is_told(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with pytest.raises(
-        ValueError, match=r"someone/model is no file or folder here, and could not be had from the Hugging Face hub: Cannot find .* network"
+        ValueError,
+        match=r"someone/model is not a local path, and could not be downloaded from .* hub: Cannot find .* network",
     ):
         import_model("someone/model", tmp_path / "out")
 
 
 def test_the_real_download_without_network_is_told_too(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nobody/nothing is no file or folder here, and could not be had from the Hugging Face hub"):
+    with pytest.raises(ValueError, match=r"nobody/nothing is not a local path, and could not be downloaded from the Hugging Face hub"):
         import_model("nobody/nothing", tmp_path / "out")

@@ -77,7 +77,7 @@ def test_what_the_scheduler_says_is_kept(imported: Imported) -> None:
     torch.testing.assert_close(config.schedule.betas, Schedule.make("scaled_linear", 1000, 0.00085, 0.012).betas)
 
 
-def test_padding_is_a_property_of_the_imported_text_tower(imported: Imported) -> None:
+def test_padding_is_a_property_of_the_imported_text_encoder(imported: Imported) -> None:
     stored = json.loads((imported.folder / "clip" / "text_conditioning.json").read_text())
     assert stored == {"layer": "last", "pad_token": {"sd1": "end", "sd2": "zero"}[imported.kind]}
 
@@ -146,25 +146,25 @@ def test_two_files_that_disagree_about_the_padding_are_read_as_transformers_read
 
 def test_an_out_that_is_there_is_refused_and_left(sd1: Imported, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("dear")
-    with pytest.raises(ValueError, match=r"is there already; nothing is overwritten"):
+    with pytest.raises(ValueError, match=r"exists and is not overwritten"):
         import_model(str(sd1.source), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_an_import_that_fails_leaves_nothing(source: Path, tmp_path: Path) -> None:
     (source / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"unet has no weights: one of diffusion_pytorch_model\.safetensors, .* should be there"):
+    with pytest.raises(ValueError, match=r"unet has no weights; expected one of diffusion_pytorch_model\.safetensors, "):
         import_model(str(source), tmp_path / "out")
     assert not list(tmp_path.glob("out*"))
 
 
 def test_a_source_that_is_nowhere_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is not there: give the folder of a diffusers pipeline, a single file, or OWNER/NAME"):
+    with pytest.raises(ValueError, match=r"not found: give a pipeline folder, a single file, or OWNER/NAME"):
         import_model(str(tmp_path / "nothing"), tmp_path / "out")
 
 
 def test_a_model_of_ours_is_not_imported_again(sd1: Imported, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is a model of ours already: draw with `darkroom sample --model"):
+    with pytest.raises(ValueError, match="is already a darkroom model: draw with `darkroom sample --model"):
         import_model(str(sd1.folder), tmp_path / "out")
 
 
@@ -177,28 +177,28 @@ def test_the_pipeline_of_image_to_image_has_the_same_parts(sd1: Imported, tmp_pa
 
 
 def test_a_folder_that_is_no_pipeline_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has no model_index\.json: it is not the folder of a diffusers pipeline"):
+    with pytest.raises(ValueError, match=r"model_index\.json is missing: .* is not a pipeline folder of diffusers"):
         import_model(str(tmp_path), tmp_path / "out")
 
 
 def test_another_pipeline_is_refused_by_name(source: Path, tmp_path: Path) -> None:
     change(source / "model_index.json", _class_name="StableDiffusionXLPipeline")
-    with pytest.raises(ValueError, match=r"a StableDiffusionXLPipeline is another architecture; only StableDiffusionPipeline"):
+    with pytest.raises(ValueError, match=r"StableDiffusionXLPipeline is not supported; expected StableDiffusionPipeline"):
         import_model(str(source), tmp_path / "out")
 
 
 def test_a_folder_says_itself_what_it_predicts(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"says itself what it predicts; leave --prediction out"):
+    with pytest.raises(ValueError, match=r"already defines its prediction; remove --prediction"):
         import_model(str(source), tmp_path / "out", prediction="epsilon")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_act": "relu"}, r"`hidden_act` is 'relu'; CLIP's text tower has quick_gelu or gelu"),
-        ({"layer_norm_eps": 1e-6}, r"`layer_norm_eps` is 1e-06; CLIP's text tower has 1e-05"),
-        ({"vocab_size": 49409}, r"`vocab_size` is 49409; CLIP's text tower has 49408"),
-        ({"hidden_size": None}, r"`hidden_size` is missing; it should be the configuration of transformers' CLIPTextModel"),
+        ({"hidden_act": "relu"}, r"`hidden_act` is 'relu'; CLIP's text encoder has quick_gelu or gelu"),
+        ({"layer_norm_eps": 1e-6}, r"`layer_norm_eps` is 1e-06; CLIP's text encoder has 1e-05"),
+        ({"vocab_size": 49409}, r"`vocab_size` is 49409; CLIP's text encoder has 49408"),
+        ({"hidden_size": None}, r"`hidden_size` is missing; expected the configuration of a CLIPTextModel"),
         ({"num_hidden_layers": 3}, r"does not fit CLIP as configured: `transformer\.resblocks\.2\..*` is missing"),
         ({"num_hidden_layers": 1}, r"`transformer\.resblocks\.1\..*` is not a weight of this model"),
     ],
@@ -223,7 +223,7 @@ def test_an_unknown_weight_of_the_text_encoder_is_named(source: Path) -> None:
 @pytest.mark.parametrize(
     ("added", "message"),
     [
-        ({"<cat-toy>": 49408}, r"token '<cat-toy>' is not one of CLIP's own \(1 such\)"),
+        ({"<cat-toy>": 49408}, r"the token '<cat-toy>' is not one of CLIP's own \(1 in total\)"),
         ({"cat</w>": 5}, r"token 'cat</w>' is not one of CLIP's own"),
     ],
 )
@@ -235,7 +235,7 @@ def test_another_vocabulary_is_refused(source: Path, added: dict[str, int], mess
 
 def test_a_vocabulary_that_lacks_tokens_is_refused(source: Path) -> None:
     (source / "tokenizer" / "vocab.json").write_text('{"!": 0}')
-    with pytest.raises(ValueError, match=r"has 1 tokens, CLIP's tokenizer 49408"):
+    with pytest.raises(ValueError, match=r"has 1 tokens, CLIP's tokenizer has 49408"):
         PipelineFolder(source).clip()
 
 
@@ -263,9 +263,12 @@ def replace_unet(source: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"cross_attention_dim": 32}, r"The U-Net reads text embeddings of width 32, the text tower gives \d+: they are not of one model"),
-        ({"in_channels": 9}, r"The U-Net has 9 channels in and 4 out, the autoencoder 4: models for inpainting"),
-        ({"sample_size": None}, r"The U-Net's config\.json has no `sample_size`"),
+        (
+            {"cross_attention_dim": 32},
+            r"The U-Net expects token embeddings of width 32, but those of the text encoder have \d+: they belong to different models",
+        ),
+        ({"in_channels": 9}, r"The U-Net has 9 input and 4 output channels, but the latents have 4: models for inpainting"),
+        ({"sample_size": None}, r"`sample_size` is missing in config\.json of the U-Net"),
     ],
 )
 def test_parts_that_do_not_fit_together_are_refused(source: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -100,9 +100,11 @@ def test_missing_and_strange_weights_are_named_as_the_file_has_them() -> None:
     config = dataclasses.replace(UNETS["one level"])
     weights = unet_to_ldm(config, numbered(UNet2DConditionModel, config))
     value = weights.pop("model.diffusion_model.middle_block.0.emb_layers.1.bias")
-    with pytest.raises(ValueError, match=r"a file: `model\.diffusion_model\.middle_block\.0\.emb_layers\.1\.bias` is missing \(1 such\)"):
+    with pytest.raises(ValueError, match=r"`model\.diffusion_model\.middle_block\.0\.emb_layers\.1\.bias` is missing \(1 in total\)"):
         unet_from_ldm(config, weights, where="a file")
     weights["model.diffusion_model.middle_block.0.emb_layers.1.bias"] = value
     weights["model.diffusion_model.middle_block.9.weight"] = value
-    with pytest.raises(ValueError, match=r"`model\.diffusion_model\.middle_block\.9\.weight` is no weight of this architecture \(1 such\)"):
+    with pytest.raises(
+        ValueError, match=r"`model\.diffusion_model\.middle_block\.9\.weight` is not a weight of this architecture \(1 in total\)"
+    ):
         unet_from_ldm(config, weights, where="a file")

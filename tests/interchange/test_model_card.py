@@ -1,4 +1,4 @@
-"""What a card says of ComfyUI and its like: nothing for a true Stable Diffusion, a sentence for each difference."""
+"""The card of a single file: no difference for a true Stable Diffusion, one sentence for each difference of another model."""
 
 import dataclasses
 from typing import Any
@@ -33,7 +33,7 @@ TEXT1 = text("1.x", 12, "last", "end")
 
 
 @pytest.mark.parametrize(
-    ("unet", "tower", "prediction"),
+    ("unet", "text_encoder", "prediction"),
     [
         (UNET1, TEXT1, "epsilon"),
         (UNET2, text("2.x", 24, "penultimate", "zero"), "v_prediction"),
@@ -41,8 +41,8 @@ TEXT1 = text("1.x", 12, "last", "end")
     ],
     ids=["1.5", "2.1", "2.1-base from a diffusers folder"],
 )
-def test_stable_diffusion_has_no_obstacle(unet: UNetConfig, tower: dict[str, Any], prediction: str) -> None:
-    assert obstacles(diffusion(prediction), unet, VAE, tower) == []
+def test_stable_diffusion_has_no_obstacle(unet: UNetConfig, text_encoder: dict[str, Any], prediction: str) -> None:
+    assert obstacles(diffusion(prediction), unet, VAE, text_encoder) == []
 
 
 @pytest.mark.parametrize(
@@ -50,24 +50,27 @@ def test_stable_diffusion_has_no_obstacle(unet: UNetConfig, tower: dict[str, Any
     [
         (
             {"unet": dataclasses.replace(UNET1, layers_per_block=1)},
-            "The U-Net has `layers_per_block` 1 where that of Stable Diffusion 1.x has 2.",
+            "The U-Net has `layers_per_block` 1; that of Stable Diffusion 1.x has 2.",
         ),
-        ({"unet": dataclasses.replace(UNET1, attention_head_dim=4)}, "The U-Net has `attention_head_dim` (4, 4, 4, 4) where that"),
-        ({"unet": dataclasses.replace(UNET1, flip_sin_to_cos=False)}, "The U-Net has `flip_sin_to_cos` False where that"),
-        ({"vae": dataclasses.replace(VAE, latent_channels=16)}, "The autoencoder has `latent_channels` 16 where Stable Diffusion's has 4."),
-        ({"tower": text("1.x", 12, "last", "end", width=512)}, "The text tower has width 512 where that of Stable Diffusion 1.x has 768."),
-        ({"tower": text("1.x", 11, "last", "end")}, "The U-Net reads the last of 11 text layers; tools read the last of 12."),
-        ({"tower": text("1.x", 12, "last", "zero")}, "Short prompts are padded with `zero`; tools pad with `end` for a file of this kind."),
+        ({"unet": dataclasses.replace(UNET1, attention_head_dim=4)}, "The U-Net has `attention_head_dim` (4, 4, 4, 4); that"),
+        ({"unet": dataclasses.replace(UNET1, flip_sin_to_cos=False)}, "The U-Net has `flip_sin_to_cos` False; that"),
+        (
+            {"vae": dataclasses.replace(VAE, latent_channels=16)},
+            "The autoencoder has `latent_channels` 16; that",
+        ),
+        ({"text": text("1.x", 12, "last", "end", width=512)}, "The text encoder has width 512; that of Stable Diffusion 1.x has 768."),
+        ({"text": text("1.x", 11, "last", "end")}, "The U-Net attends to the last of 11 text layers; tools use the last of 12."),
+        ({"text": text("1.x", 12, "last", "zero")}, "Short prompts are padded with `zero`; tools pad with `end` in files of this kind."),
         (
             {"diffusion": diffusion("v_prediction")},
-            "The U-Net predicts `v_prediction`, which tools do not expect of a file of the 1.x kind",
+            "The U-Net predicts `v_prediction`, which tools do not expect in a file of kind 1.x",
         ),
         ({"diffusion": diffusion("sample")}, "The U-Net predicts `sample`, which tools do not expect"),
     ],
 )
 def test_each_difference_is_one_sentence(changes: dict[str, Any], sentence: str) -> None:
-    parts: dict[str, Any] = {"diffusion": diffusion(), "unet": UNET1, "vae": VAE, "tower": TEXT1} | changes
-    found = obstacles(parts["diffusion"], parts["unet"], parts["vae"], parts["tower"])
+    parts: dict[str, Any] = {"diffusion": diffusion(), "unet": UNET1, "vae": VAE, "text": TEXT1} | changes
+    found = obstacles(parts["diffusion"], parts["unet"], parts["vae"], parts["text"])
     assert len(found) == 1
     assert found[0].startswith(sentence)
 
@@ -87,8 +90,8 @@ def test_quadratic_is_stable_diffusions_schedule_under_another_name() -> None:
 
 def test_the_card_lists_the_differences_or_says_that_there_are_none() -> None:
     card = Card("1.2.3", 512, diffusion(), "end")
-    assert "they draw what darkroom draws" in card.of_single_file([])
+    assert "these programs draw the same images" in card.of_single_file([])
     listed = card.of_single_file(["One.", "Two."])
-    assert "## What such programs cannot know" in listed
+    assert "## Differences from Stable Diffusion" in listed
     assert listed.endswith("- One.\n- Two.\n")
     assert "exported by darkroom 1.2.3" in listed

@@ -82,7 +82,7 @@ def test_a_model_of_our_own_comes_back_and_draws_the_same(tmp_path: Path) -> Non
     assert_same_pictures(*(draw_ours(artist, "ddim", "trailing") for artist in (after, before)))
 
 
-def test_the_layout_of_the_text_tower_is_that_of_its_family(imported: Imported, foreign: dict[str, Tensor]) -> None:
+def test_the_layout_of_the_text_encoder_is_that_of_its_family(imported: Imported, foreign: dict[str, Tensor]) -> None:
     names = {
         "sd1": "cond_stage_model.transformer.text_model.encoder.layers.1.self_attn.q_proj.weight",
         "sd2": "cond_stage_model.model.transformer.resblocks.1.attn.in_proj_weight",
@@ -204,17 +204,17 @@ def test_a_2x_that_does_not_say_what_it_predicts_is_asked(imported: Imported, fo
     if imported.kind == "sd1":
         assert SingleFile(Path(broken(foreign, tmp_path)), None).prediction == "epsilon"
         return
-    with pytest.raises(ValueError, match=r"does not say what it predicts\. Give --prediction epsilon .* or --prediction v_prediction"):
+    with pytest.raises(ValueError, match=r"do not contain the prediction\. Give --prediction epsilon .* or --prediction v_prediction"):
         import_model(broken(foreign, tmp_path), tmp_path / "out")
 
 
 def test_an_unknown_prediction_is_refused(foreign1: dict[str, Tensor], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"--prediction 'velocity' is not known; there are epsilon, v_prediction"):
+    with pytest.raises(ValueError, match=r"--prediction 'velocity' is unknown; expected one of epsilon, v_prediction"):
         import_model(broken(foreign1, tmp_path), tmp_path / "out", prediction="velocity")
 
 
-def test_our_own_file_says_itself_what_it_predicts(sd1: Imported, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"says itself what it predicts; leave --prediction out"):
+def test_our_own_file_defines_its_prediction(sd1: Imported, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"already defines its prediction; remove --prediction"):
         import_model(str(sd1.single_file), tmp_path / "out", prediction="epsilon")
 
 
@@ -223,15 +223,15 @@ def test_our_own_file_says_itself_what_it_predicts(sd1: Imported, tmp_path: Path
     [
         ("conditioner.embedders.0.transformer.text_model.final_layer_norm.bias", r"is Stable Diffusion XL \(it has `conditioner"),
         ("model.diffusion_model.label_emb.0.0.weight", r"is Stable Diffusion XL"),
-        ("lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight", r"is a LoRA, which changes a model and is none"),
+        ("lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight", r"is a LoRA adapter, not a full model"),
         ("unet.down_blocks.0.attentions.0.to_q.lora_A.weight", r"is a LoRA"),
-        ("control_model.time_embed.0.weight", r"is a ControlNet, which steers a model and is none"),
+        ("control_model.time_embed.0.weight", r"is a ControlNet, not a full model"),
         ("controlnet_cond_embedding.conv_in.weight", r"is a ControlNet"),
         ("model.diffusion_model.joint_blocks.0.x_block.attn.proj.bias", r"is Stable Diffusion 3"),
         ("model.diffusion_model.double_blocks.0.img_attn.proj.bias", r"is Flux"),
         ("emb_params", r"is a textual inversion"),
-        ("decoder.conv_in.weight", r"is an autoencoder alone"),
-        ("down_blocks.0.resnets.0.conv1.weight", r"is one part of a diffusers folder; import the folder"),
+        ("decoder.conv_in.weight", r"is only an autoencoder"),
+        ("down_blocks.0.resnets.0.conv1.weight", r"is one part of a pipeline folder; import the folder"),
     ],
 )
 def test_another_architecture_is_named(tmp_path: Path, name: str, message: str) -> None:
@@ -243,26 +243,26 @@ def test_another_architecture_is_named(tmp_path: Path, name: str, message: str) 
 
 def test_a_file_without_a_part_is_told(tmp_path: Path) -> None:
     path = save({"model.diffusion_model.out.2.bias": torch.zeros(1)}, tmp_path / "unet.safetensors")
-    with pytest.raises(ValueError, match=r"has no autoencoder \(`first_stage_model\.\*`\): it is not a whole Stable Diffusion"):
+    with pytest.raises(ValueError, match=r"has no autoencoder \(`first_stage_model\.\*`\): it is not a complete Stable Diffusion"):
         import_model(str(path), tmp_path / "out")
 
 
 def test_a_missing_weight_is_named(foreign1: dict[str, Tensor], tmp_path: Path) -> None:
     name = "first_stage_model.decoder.mid.attn_1.k.bias"
-    with pytest.raises(ValueError, match=r"`first_stage_model\.decoder\.mid\.attn_1\.k\.bias` is missing \(1 such\)"):
+    with pytest.raises(ValueError, match=r"`first_stage_model\.decoder\.mid\.attn_1\.k\.bias` is missing \(1 in total\)"):
         import_model(broken(foreign1, tmp_path, remove=name), tmp_path / "out", prediction="epsilon")
     assert not list(tmp_path.glob("out*"))
 
 
 @pytest.mark.parametrize("name", ["middle_block.1.proj_in.weight", "out.2.weight", "input_blocks.1.0.out_layers.3.weight"])
 def test_a_missing_weight_that_says_a_width_is_named(foreign1: dict[str, Tensor], tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=rf"`model\.diffusion_model\.{name}` is missing: it is not a whole Stable Diffusion"):
+    with pytest.raises(ValueError, match=rf"`model\.diffusion_model\.{name}` is missing: this is not a complete Stable Diffusion"):
         import_model(broken(foreign1, tmp_path, remove=UNET + name), tmp_path / "out", prediction="epsilon")
 
 
 @pytest.mark.parametrize("name", ["my_adapter.weight", UNET + "input_blocks.1.0.adapter.weight"])
 def test_a_weight_that_nobody_knows_is_named(foreign1: dict[str, Tensor], tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=rf"`{name}` is no weight of (Stable Diffusion 1\.x or 2\.x|this architecture) \(1 such\)"):
+    with pytest.raises(ValueError, match=rf"`{name}` is not a weight of (Stable Diffusion|this architecture) \(1 in total\)"):
         import_model(broken(foreign1, tmp_path, **{name: torch.zeros(1)}), tmp_path / "out", prediction="epsilon")
 
 
@@ -274,26 +274,26 @@ def test_a_weight_of_another_shape_is_named(foreign1: dict[str, Tensor], tmp_pat
 
 def test_deeper_transformers_are_another_architecture(foreign1: dict[str, Tensor], tmp_path: Path) -> None:
     name = UNET + "middle_block.1.transformer_blocks.1.norm1.weight"
-    with pytest.raises(ValueError, match=r"its transformers are deeper than one block, as in Stable Diffusion XL"):
+    with pytest.raises(ValueError, match=r"its transformers have more than one block, as in Stable Diffusion XL"):
         import_model(broken(foreign1, tmp_path, **{name: torch.zeros(3)}), tmp_path / "out", prediction="epsilon")
 
 
 def test_a_text_width_without_whole_heads_is_told(foreign1: dict[str, Tensor], tmp_path: Path) -> None:
     changes = {key: torch.zeros(77, 40) for key in foreign1 if key.endswith(("positional_embedding", "position_embedding.weight"))}
-    with pytest.raises(ValueError, match=r"a width of 40 is no multiple of 64, the channels of an attention head in such files"):
+    with pytest.raises(ValueError, match=r"the width 40 is not a multiple of 64, the channels of an attention head in such files"):
         import_model(broken(foreign1, tmp_path, **changes), tmp_path / "out", prediction="epsilon")
 
 
 def test_betas_of_another_schedule_are_refused(foreign1: dict[str, Tensor], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"its `betas` are not those of Stable Diffusion"):
+    with pytest.raises(ValueError, match=r"`betas` are not those of Stable Diffusion"):
         import_model(broken(foreign1, tmp_path, betas=torch.linspace(1e-4, 0.02, 1000)), tmp_path / "out", prediction="epsilon")
 
 
 def test_an_out_of_another_kind_or_that_is_there_is_refused(sd1: Imported, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"out\.ckpt should end in \.safetensors: a single file is written"):
+    with pytest.raises(ValueError, match=r"out\.ckpt must end in \.safetensors: the export is a single file"):
         export_model(sd1.folder, tmp_path / "out.ckpt", "single-file")
     (tmp_path / "out.md").write_text("dear")
-    with pytest.raises(ValueError, match=r"out\.md is there already; nothing is overwritten"):
+    with pytest.raises(ValueError, match=r"out\.md exists and is not overwritten"):
         export_model(sd1.folder, tmp_path / "out.safetensors", "single-file")
     assert [path.name for path in tmp_path.iterdir()] == ["out.md"]
 

@@ -1,4 +1,4 @@
-"""Names of the text tower's weights, against transformers' model and diffusers' conversion."""
+"""Names of the text encoder's weights, against transformers' model and diffusers' conversion."""
 
 from typing import Any
 

@@ -163,8 +163,8 @@ def test_a_picture_that_the_stride_does_not_divide_is_refused() -> None:
     ("changes", "message"),
     [
         ({"block_out_channels": [8, 10]}, r"has 10, not a multiple of `norm_num_groups` \(4\)"),
-        ({"down_block_types": ["AttnDownEncoderBlock2D"] * 3}, r"`down_block_types` should be 3 times 'DownEncoderBlock2D'"),
-        ({"up_block_types": ["UpDecoderBlock2D"]}, r"`up_block_types` should be 3 times 'UpDecoderBlock2D'"),
+        ({"down_block_types": ["AttnDownEncoderBlock2D"] * 3}, r"`down_block_types` must be 3 times 'DownEncoderBlock2D'"),
+        ({"up_block_types": ["UpDecoderBlock2D"]}, r"`up_block_types` must be 3 times 'UpDecoderBlock2D'"),
     ],
 )
 def test_a_configuration_that_contradicts_itself_is_refused(changes: dict[str, object], message: str) -> None:

@@ -114,7 +114,7 @@ def test_pictures_that_patches_do_not_divide_are_refused() -> None:
 
 @pytest.mark.parametrize("source", ["", "ViT-B-32", "ViT-B-32::", "no/such/folder", "a::b::c"])
 def test_a_source_of_no_known_form_is_refused(source: str) -> None:
-    with pytest.raises(ValueError, match="is no folder on this machine; give a folder, ARCH::TAG"):
+    with pytest.raises(ValueError, match="not found: give an existing folder, ARCH::TAG"):
         ClipTowers.load(source)
 
 
@@ -154,13 +154,13 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(folder: Path, tiny_arch
     assert not (tmp_path / "exploded").exists()
 
 
-def test_another_kind_of_text_tower_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_another_kind_of_text_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
     config = json.loads((folder / CONFIG_FILE).read_text())
     model = open_clip.CustomTextCLIP(**config["model_cfg"])
     config["model_cfg"]["custom_text"] = True
     (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
     torch.save(model.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
-    with pytest.raises(ValueError, match="has another text tower or tokenizer than CLIP's own"):
+    with pytest.raises(ValueError, match="has a text encoder or tokenizer other than CLIP's own"):
         ClipTowers.load(tmp_path)
 
 
@@ -169,7 +169,7 @@ def test_a_tokenizer_that_is_not_clips_own_is_refused(folder: Path, tmp_path: Pa
     config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "someone/tokenizer"
     (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
     (tmp_path / WEIGHTS_FILE).write_bytes((folder / WEIGHTS_FILE).read_bytes())
-    with pytest.raises(ValueError, match="has another text tower or tokenizer than CLIP's own"):
+    with pytest.raises(ValueError, match="has a text encoder or tokenizer other than CLIP's own"):
         ClipTowers.load(tmp_path)
 
 

@@ -56,10 +56,10 @@ def test_the_smallest_picture_that_is_accepted_gets_a_score() -> None:
 
 
 def test_pictures_too_small_for_patches_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"adversarial\.num_halvings is 3: pictures of 16 px are then too small .* take fewer"):
+    with pytest.raises(ValueError, match=r"adversarial\.num_halvings is 3, but photos of 16 px are too small for so many halvings"):
         judge(size=16)
 
 
 def test_channels_that_the_norms_do_not_divide_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"adversarial\.channels is 12: take a multiple of 8"):
+    with pytest.raises(ValueError, match=r"adversarial\.channels is 12; it must be a multiple of 8"):
         judge(channels=12)

@@ -1,4 +1,4 @@
-"""The hidden layer and the padding of a text tower, and a tower that stands alone."""
+"""The hidden layer and the padding of a text encoder, and a text encoder without an image encoder."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ def test_padding_with_the_end_mark_leaves_everything_before_it(alone: ClipTowers
         assert (zero[row, count:] == 0).all()
 
 
-def test_a_tower_alone_is_saved_with_its_conditioning_and_comes_back(alone: ClipTowers, tmp_path: Path) -> None:
+def test_a_text_encoder_alone_is_saved_with_its_conditioning_and_comes_back(alone: ClipTowers, tmp_path: Path) -> None:
     conditioning = TextConditioning(layer="penultimate", pad_token="end")
     clip = make_alone(conditioning)
     clip.save(tmp_path)
@@ -85,8 +85,8 @@ def test_an_unknown_choice_is_refused(tmp_path: Path, values: dict[str, str]) ->
         TextConditioning.load(tmp_path)
 
 
-def test_a_tower_alone_says_that_it_sees_no_pictures(alone: ClipTowers) -> None:
-    message = r"This CLIP has no image tower, .*train_clip\.pretrained: ARCH::TAG.*evaluate\.features\.kind: torchvision"
+def test_a_text_encoder_alone_says_that_it_sees_no_pictures(alone: ClipTowers) -> None:
+    message = r"This CLIP has no image encoder .*train_clip\.pretrained: ARCH::TAG.*evaluate\.features\.kind: torchvision"
     pictures = torch.zeros(1, 16, 16, 3, dtype=torch.uint8)
     with pytest.raises(ValueError, match=message):
         alone.encode_images(pictures)

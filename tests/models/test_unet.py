@@ -223,9 +223,9 @@ def test_bfloat16_autocast_stays_close() -> None:
         ({"block_out_channels": [8, 18]}, r"has 18, not a multiple of `norm_num_groups` \(4\)"),
         ({"attention_head_dim": 3}, r"has 8, which 3 attention heads \(`attention_head_dim`\) do not divide"),
         ({"attention_head_dim": [2]}, r"`attention_head_dim` has 1 entries, `block_out_channels` 2"),
-        ({"down_block_types": ["DownBlock2D"]}, r"`down_block_types` should be 2 times CrossAttnDownBlock2D or DownBlock2D"),
-        ({"down_block_types": ["AttnDownBlock2D"] * 2}, r"`down_block_types` should be 2 times"),
-        ({"up_block_types": ["UpBlock2D"] * 2}, r"`up_block_types` should mirror .*'CrossAttnUpBlock2D', 'UpBlock2D'"),
+        ({"down_block_types": ["DownBlock2D"]}, r"`down_block_types` must be 2 times CrossAttnDownBlock2D or DownBlock2D"),
+        ({"down_block_types": ["AttnDownBlock2D"] * 2}, r"`down_block_types` must be 2 times"),
+        ({"up_block_types": ["UpBlock2D"] * 2}, r"`up_block_types` must mirror .*'CrossAttnUpBlock2D', 'UpBlock2D'"),
     ],
 )
 def test_a_configuration_that_contradicts_itself_is_refused(changes: dict[str, Any], message: str) -> None:

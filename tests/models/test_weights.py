@@ -96,7 +96,7 @@ def test_a_broken_configuration_is_named(folder: Path) -> None:
 
 def test_a_configuration_that_is_no_object_is_named(folder: Path) -> None:
     (folder / CONFIG_FILE).write_text("[]")
-    with pytest.raises(ValueError, match=r"config\.json should hold a JSON object; found list"):
+    with pytest.raises(ValueError, match=r"config\.json must hold a JSON object, not list"):
         load_model(AutoencoderKL, folder)
 
 
@@ -107,13 +107,13 @@ def test_the_folder_of_another_class_is_refused(folder: Path) -> None:
 
 def test_a_variant_that_is_not_built_is_refused(folder: Path) -> None:
     change_config(folder, act_fn="relu")
-    with pytest.raises(ValueError, match=r'`act_fn: "relu"` is not supported; only "silu" is'):
+    with pytest.raises(ValueError, match=r'`act_fn: "relu"` is not supported; expected "silu"'):
         load_model(AutoencoderKL, folder)
 
 
 def test_an_unknown_configuration_key_is_refused(folder: Path) -> None:
     change_config(folder, colour="blue")
-    with pytest.raises(ValueError, match=r"`colour` is not known for AutoencoderKL"):
+    with pytest.raises(ValueError, match=r"`colour` is unknown for AutoencoderKL"):
         load_model(AutoencoderKL, folder)
 
 

@@ -261,7 +261,7 @@ def test_clip_guidance_needs_an_image_encoder(model: TextToImage, monkeypatch: p
         ({"sampler": ""}, "sampler is ''"),
         ({"spacing": "even"}, "spacing is 'even'; must be one of trailing"),
         ({"steps": 0}, "steps is 0; must be at least 1"),
-        ({"steps": 1001}, "1001 trailing steps do not fit"),
+        ({"steps": 1001}, "steps is 1001; with spacing trailing"),
         ({"batch_size": 0}, "batch_size is 0; must be at least 1"),
         ({"strength": 1.5, "image": photo(16, 16)}, "strength is 1.5; must be at least 0 and at most 1"),
         ({"strength": 0.5}, "strength needs an image to repaint: give `image` too"),

@@ -1,4 +1,4 @@
-"""The text tower of an imported Stable Diffusion in the pipeline: it conditions; what needs its image tower says so."""
+"""The text encoder of an imported Stable Diffusion in the pipeline: it conditions, and whatever needs an image encoder says so."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -50,16 +50,16 @@ def test_train_clip_keeps_what_the_source_says_unless_told(
     assert not clip.has_image_tower
 
 
-def test_a_text_tower_alone_cannot_be_trained(imported: Path, tmp_path: Path) -> None:
+def test_a_text_encoder_alone_cannot_be_trained(imported: Path, tmp_path: Path) -> None:
     make_project(tmp_path / "project", train_clip={"mode": "finetune", "pretrained": str(imported)})
     run_stage("ingest", tmp_path / "project")
-    with pytest.raises(ValueError, match=r"This CLIP has no image tower"):
+    with pytest.raises(ValueError, match=r"This CLIP has no image encoder"):
         run_stage("train_clip", tmp_path / "project")
 
 
 def test_evaluation_in_features_of_a_tower_that_is_not_there_is_refused_before_anything_is_drawn(imported: Path) -> None:
     clip = ClipTowers.load(imported)
-    with pytest.raises(ValueError, match=r"no image tower.*evaluate\.features\.kind: torchvision"):
+    with pytest.raises(ValueError, match=r"no image encoder.*evaluate\.features\.kind: torchvision"):
         make_extractor(FeatureParams(kind="clip"), clip, "fingerprint", torch.device("cpu"))
 
 

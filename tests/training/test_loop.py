@@ -40,7 +40,7 @@ def weights(task: LineTask) -> torch.Tensor:
 def test_resumed_training_equals_uninterrupted(tmp_path, number):
     whole = LineTask()
     expected = fit(whole, tmp_path / "whole")
-    with pytest.raises(Interrupted, match="goes on from there"):
+    with pytest.raises(Interrupted, match="Start it again to resume from there"):
         fit(StopsAtStep(7, number), tmp_path / "cut")
     resumed = LineTask()
     curves = fit(resumed, tmp_path / "cut")

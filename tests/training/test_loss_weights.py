@@ -77,10 +77,10 @@ def test_weights_are_finite_without_any_signal(kind: str, prediction: str) -> No
 
 
 def test_an_unknown_weighting_is_refused() -> None:
-    with pytest.raises(ValueError, match="no loss weighting 'p3'; there are simple, min_snr, soft_min_snr, p2, variational"):
+    with pytest.raises(ValueError, match="Unknown loss weighting 'p3'; expected one of simple, min_snr, soft_min_snr, p2, variational"):
         loss_weights(torch.tensor([0]), SCHEDULE, "epsilon", kind="p3")
 
 
 def test_an_unknown_prediction_is_refused() -> None:
-    with pytest.raises(ValueError, match="no prediction 'x0'; there are epsilon, v_prediction, sample, flow"):
+    with pytest.raises(ValueError, match="Unknown prediction 'x0'; expected one of epsilon, v_prediction, sample, flow"):
         loss_weights(torch.tensor([0]), SCHEDULE, "x0")

@@ -144,7 +144,7 @@ def test_the_objective_has_what_params_ask_for(tmp_path):
     look = {"weight": 1.0, "arch": "squeezenet1_1", "weights": str(tmp_path / "missing.safetensors"), "layers": ["features.1"]}
     with pytest.raises(ValueError, match=r"missing\.safetensors is missing"):
         VaeObjective.build(new_vae(), vae_params(perceptual=look), size=16)
-    with pytest.raises(ValueError, match="pictures of 16 px are then too small"):
+    with pytest.raises(ValueError, match="photos of 16 px are too small"):
         VaeObjective.build(new_vae(), vae_params(adversarial=off | {"weight": 1.0, "num_halvings": 3}), size=16)
     untrained = vae_params(adversarial=off | {"weight": 1.0, "num_halvings": 3}, perceptual=look, steps=0)
     assert VaeObjective.build(new_vae(), untrained, size=16).discriminator is None  # nothing is trained, so nothing is needed

@@ -1,6 +1,6 @@
-"""Samplers: generators over D(x, sigma) that walk falling noise levels down to 0.
+"""Samplers: generators over D(x, sigma) that step through falling noise levels down to 0.
 
-All of them hold x = x_0 + sigma * noise. Chance is an argument: `noise_at(k)` gives the k-th standard normal noise.
+All of them hold x = x_0 + sigma * noise. Noise is an argument: `noise_at(k)` gives the k-th standard normal noise.
 """
 
 from typing import get_args

@@ -1,6 +1,6 @@
-"""Second order and more at one evaluation a step: earlier evaluations tell where D is going.
+"""Second order and higher with one evaluation per step: earlier evaluations extrapolate D.
 
-In lambda = -log sigma the ODE has a solution in closed form but for D (Lu et al. 2022, DPM-Solver++, equation 8): a step of
+In lambda = -log sigma the ODE has a closed-form solution up to D (Lu et al. 2022, DPM-Solver++, equation 8): a step of
 length h = lambda_next - lambda ends in sigma_next / sigma x plus (1 - e^-h) times a weighted mean of D along the step.
 """
 
@@ -15,7 +15,7 @@ from darkroom.diffusion.samplers.step import NoiseAt, Step, walk
 
 
 def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise_at: NoiseAt | None = None) -> Iterator[Step]:
-    """DPM-Solver++(2M): the mean of D is what a line through the last two evaluations says of mid-step (Lu et al. 2022, algorithm 2)."""
+    """DPM-Solver++(2M): the mean of D is its linear extrapolation from two evaluations to mid-step (Lu et al. 2022, algorithm 2)."""
     past: _Evaluation | None = None
     for index, sigma, sigma_next in walk(sigmas):
         now = _Evaluation(x, denoise(x, sigma), sigma, h=(sigma / sigma_next).log())
@@ -39,8 +39,8 @@ def dpmpp_2m_sde(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise_at: Noise
 
 
 def unipc(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise_at: NoiseAt | None = None) -> Iterator[Step]:
-    """UniPC of order 2, B(h) = e^h - 1 (Zhao et al. 2023, algorithm 1): the predictor is `dpmpp_2m`, and the evaluation at its
-    end, needed for the next step anyway, corrects the step that led there: third order at one evaluation a step.
+    """UniPC of order 2, B(h) = e^h - 1 (Zhao et al. 2023, algorithm 1): the predictor is `dpmpp_2m`. The evaluation at the
+    end of a step, which the next step needs anyway, corrects that step: third order with one evaluation per step.
     """
     past: _Evaluation | None = None
     before: _Evaluation | None = None  # the one before `past`
@@ -55,14 +55,14 @@ def unipc(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise_at: NoiseAt | No
 
 
 class _Evaluation(NamedTuple):
-    x: Tensor  # that the step began with
+    x: Tensor  # before the step
     denoised: Tensor
     sigma: Tensor
     h: Tensor  # length of the step that follows; infinite if it is the last
 
 
 def _mid_step(now: _Evaluation, past: _Evaluation | None) -> Tensor:
-    """D, extrapolated to the middle of the step that follows; D itself in the first and in the last step."""
+    """D, extrapolated to the middle of the following step; D itself in the first and in the last step."""
     if past is None or now.h.isinf():
         return now.denoised
     return now.denoised + now.h / (2 * past.h) * (now.denoised - past.denoised)

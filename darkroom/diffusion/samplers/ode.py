@@ -11,12 +11,12 @@ from torch import Tensor
 from darkroom.diffusion.denoiser import Denoise
 from darkroom.diffusion.samplers.step import NoiseAt, Step, walk
 
-LONGEST_HEUN = 20.0  # sigma / sigma_next; the first step of a cosine schedule, or of zero terminal SNR, can be 1000 times as long
-SIGMA_END = 0.02  # the ODE is followed to here, if the grid itself does not end lower, and D makes the last step
+LONGEST_HEUN = 20.0  # sigma / sigma_next; it can be 1000 times as large in the first step of cosine schedules and zero terminal SNR
+SIGMA_END = 0.02  # ode_adaptive solves the ODE down to here (or to the last noise level, if lower); D is the last step
 
 
 def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise_at: NoiseAt | None = None) -> Iterator[Step]:
-    """First-order steps, equal to those of `ddim` without noise."""
+    """First-order steps, equal to those of `ddim` with eta 0."""
     for index, sigma, sigma_next in walk(sigmas):
         denoised = denoise(x, sigma)
         x = euler_step(x, denoised, sigma, sigma_next)
@@ -24,10 +24,10 @@ def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise_at: NoiseAt | No
 
 
 def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise_at: NoiseAt | None = None) -> Iterator[Step]:
-    """Second order, two evaluations a step (Karras et al. 2022, algorithm 1), but for first-order steps at both ends of the grid.
+    """Second order with two evaluations per step (Karras et al. 2022, algorithm 1), except for first-order steps at both ends.
 
-    The last step is one, for there is no slope at sigma 0; so is a step with sigma > LONGEST_HEUN sigma_next. There the mean of the
-    two slopes moves x by (sigma / sigma_next - 1) / 2 times the change of D: an error of D, however small, becomes the picture.
+    The last step is of first order because sigma 0 has no slope. So is a step with sigma > LONGEST_HEUN sigma_next: there the mean
+    of the two slopes moves x by (sigma / sigma_next - 1) / 2 times the change of D, so that small errors of D would dominate.
     """
     for index, sigma, sigma_next in walk(sigmas):
         denoised = denoise(x, sigma)
@@ -40,14 +40,14 @@ def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise_at: NoiseAt | Non
 def ode_adaptive(
     denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise_at: NoiseAt | None = None, tolerance: float = 1e-5
 ) -> Iterator[Step]:
-    """Dormand-Prince 5(4) with an error of at most `tolerance`, relative or absolute, a step (Song et al. 2021, appendix D.4).
+    """Dormand-Prince 5(4) with an error of at most `tolerance`, relative or absolute, per step (Song et al. 2021, appendix D.4).
 
-    The grid says where states are reported, not how many evaluations there are: about 100 to 300 a picture. Each picture has its own
-    step sizes, so that it does not depend on its batch; as D may know the batch (its prompts), it is asked for whole batches, B
-    times as many: sample one picture at a time.
+    `sigmas` are the levels at which states are reported; the solver chooses its own steps, about 100 to 300 evaluations per sample.
+    Each sample has its own step sizes, so that it does not depend on its batch. D may depend on the batch (its prompts) and is
+    therefore evaluated on whole batches, B times as often: draw one sample at a time.
 
     Raises:
-        ValueError: D is not finite, or so rough that no step is short enough.
+        ValueError: D is not finite, or not smooth enough for any step size.
     """
     rows = [_solver(denoise, x, row, sigmas, tolerance) for row in range(len(x))]
     for index, sigma, sigma_next in walk(sigmas):
@@ -62,17 +62,18 @@ def ode_adaptive(
 
 
 def _solver(denoise: Denoise, x: Tensor, row: int, sigmas: Tensor, tolerance: float) -> Any:
-    """Of y = x / sqrt(1 + sigma^2) in log sigma: dy / dlog sigma = (y / sqrt(1 + sigma^2) - D) / sqrt(1 + sigma^2), which is of the
-    size of the data at every noise level.
+    """The solver of sample `row`, for y = x / sqrt(1 + sigma^2) in log sigma.
+
+    dy / dlog sigma = (y / sqrt(1 + sigma^2) - D) / sqrt(1 + sigma^2) has the size of the data at every noise level.
     """
     from scipy.integrate import RK45
 
     def slope(log_sigma: float, y: np.ndarray) -> np.ndarray:
         shrink = 1 / math.hypot(1, math.exp(log_sigma))
-        picture = torch.from_numpy(y / shrink).to(x).reshape(1, *x.shape[1:])
-        denoised = denoise(picture.expand_as(x), torch.tensor(log_sigma, dtype=torch.float64).exp())[row]
+        state = torch.from_numpy(y / shrink).to(x).reshape(1, *x.shape[1:])
+        denoised = denoise(state.expand_as(x), torch.tensor(log_sigma, dtype=torch.float64).exp())[row]
         if not denoised.isfinite().all():
-            raise ValueError(f"What the network says at sigma {math.exp(log_sigma):.4g} is not finite: ode_adaptive cannot go on.")
+            raise ValueError(f"The prediction of the network at sigma {math.exp(log_sigma):.4g} is not finite.")
         return (y * shrink - _flat(denoised)) * shrink
 
     first, last = float(sigmas[0]), min(float(sigmas[-2]), SIGMA_END)
@@ -81,13 +82,13 @@ def _solver(denoise: Denoise, x: Tensor, row: int, sigmas: Tensor, tolerance: fl
 
 
 def _advance(solver: Any, sigma: float) -> Tensor:
-    """x at noise level `sigma`, which is below all that were asked for before: (C * h * w,) float64."""
+    """x at noise level `sigma`, which is lower than in all earlier calls: (C * h * w,) float64."""
     while solver.t > math.log(sigma) and solver.status == "running":
         solver.step()
     if solver.status == "failed":
         raise ValueError(
-            f"ode_adaptive found no step short enough at sigma {math.exp(solver.t):.4g}, so rough is what the network says there. "
-            "Take another sampler."
+            f"ode_adaptive found no step size that is small enough at sigma {math.exp(solver.t):.4g}: the prediction of the network is not "
+            "smooth there. Use another sampler."
         )
     return torch.from_numpy(solver.dense_output()(math.log(sigma)) * math.hypot(1, sigma))
 

@@ -1,4 +1,4 @@
-"""The samplers of DDPM and DDIM: what is left of the noise shrinks, and fresh noise may take the place of some of it.
+"""Samplers that add fresh noise in their steps: those of DDPM and DDIM, and of the reverse SDE. `ddim` with eta 0 adds none.
 
 A step goes from x = x_0 + sigma noise to x = x_0 + sigma_next noise. Dividing by sqrt(1 + sigma^2) gives the papers' x_t.
 """
@@ -15,9 +15,9 @@ LANGEVIN_STEP = 0.16  # r of Song et al. 2021, appendix G: their signal-to-noise
 
 
 def ddpm(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise_at: NoiseAt | None = None) -> Iterator[Step]:
-    """Draws from the posterior q(x_(t-1) | x_t, x_0 = D), of variance beta-tilde (Ho et al. 2020, algorithm 2).
+    """Draws from the posterior q(x_(t-1) | x_t, x_0 = D) with the variance beta-tilde (Ho et al. 2020, algorithm 2).
 
-    Exact when the data is one point; for other data this variance is the smallest that may be right (their section 3.2).
+    Exact if the data is one point; for other data this variance is the lower bound of the right one (their section 3.2).
     """
     yield from ddim(denoise, x, sigmas, noise_at=noise_at, eta=1.0)
 
@@ -25,7 +25,7 @@ def ddpm(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise_at: NoiseAt | Non
 def ddpm_beta(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise_at: NoiseAt | None = None) -> Iterator[Step]:
     """As `ddpm`, with the other variance of the paper, beta (Ho et al. 2020, section 3.2).
 
-    Exact when the data is standard normal; for other data this variance is the largest that may be right. The last step adds none.
+    Exact if the data is standard normal; for other data this variance is the upper bound of the right one. The last step adds no noise.
     """
     assert noise_at is not None, "ddpm_beta needs noise_at"
     for index, sigma, sigma_next in walk(sigmas):
@@ -50,10 +50,10 @@ def ddim(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise_at: NoiseAt | Non
 
 
 def euler_ancestral(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise_at: NoiseAt | None = None) -> Iterator[Step]:
-    """An Euler step to below the next level and fresh noise back up to it, as users of Stable Diffusion know it ("Euler a").
+    """An Euler step to below the next noise level, then fresh noise back up to it: "Euler a" of Stable Diffusion tools.
 
     The level below is sigma_next^2 / sigma, the Euler step D + sigma_next^2 / sigma^2 (x - D): the mean of the posterior. So this
-    is `ddpm`, under the name that k-diffusion (Crowson 2022) gave it.
+    is `ddpm` under its name in k-diffusion (Crowson 2022).
     """
     yield from ddpm(denoise, x, sigmas, noise_at=noise_at)
 
@@ -61,9 +61,9 @@ def euler_ancestral(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise_at: No
 def euler_maruyama(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise_at: NoiseAt | None = None) -> Iterator[Step]:
     """Euler-Maruyama steps of the reverse variance-preserving SDE (Song et al. 2021, equations 6 and 11).
 
-    dy = (-beta y / 2 - beta score(y)) dt + sqrt(beta) dw with y = x / sqrt(1 + sigma^2); a step has b, the integral of beta. For
-    study: `ddpm` solves the linear part exactly and needs fewer steps. Where b > LONGEST_EULER_MARUYAMA its step is taken, and the
-    last step adds no noise.
+    dy = (-beta y / 2 - beta score(y)) dt + sqrt(beta) dw with y = x / sqrt(1 + sigma^2); b is the integral of beta over a step. For
+    study: `ddpm` solves the linear part exactly and needs fewer steps. Steps with b > LONGEST_EULER_MARUYAMA are those of `ddpm`, and
+    the last step adds no noise.
     """
     assert noise_at is not None, "euler_maruyama needs noise_at"
     for index, sigma, sigma_next in walk(sigmas):
@@ -81,10 +81,10 @@ def euler_maruyama(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise_at: Noi
 
 
 def predictor_corrector(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise_at: NoiseAt | None = None) -> Iterator[Step]:
-    """A `ddpm` step down, then a Langevin step at the level reached (Song et al. 2021, algorithm 1). Two evaluations a step, two noises.
+    """A `ddpm` step, then a Langevin step at the next noise level (Song et al. 2021, algorithm 1): two evaluations and two noises per step.
 
-    Their Langevin step has the length e = 2 (r |noise| / |score|)^2, measured on the batch; here |noise| / |score| is sigma, as it
-    is for pure noise, so that a picture does not depend on its batch.
+    Their Langevin step has the length e = 2 (r |noise| / |score|)^2, measured on the batch. Here |noise| / |score| is sigma, as
+    for pure noise, so that a sample does not depend on its batch.
     """
     assert noise_at is not None, "predictor_corrector needs noise_at"
     for index, sigma, sigma_next in walk(sigmas):
@@ -98,5 +98,5 @@ def predictor_corrector(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise_at
 
 
 def posterior_mean(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-    """mu-tilde (Ho et al. 2020, equation 7), divided by sqrt(abar_(t-1)): in this language it has no other coefficients."""
+    """mu-tilde (Ho et al. 2020, equation 7), divided by sqrt(abar_(t-1)), in terms of sigma."""
     return denoised + (sigma_next / sigma) ** 2 * (x - denoised)
