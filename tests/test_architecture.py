@@ -25,8 +25,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "darkroom.param_groups": ("darkroom.choices",),
     "darkroom.config": ("darkroom.choices", "darkroom.param_groups"),
     "darkroom.params_file": ("darkroom.config", "darkroom.param_groups"),
-    "darkroom.params_text": ("darkroom.config", "darkroom.param_groups", "darkroom.params_file"),
-    "darkroom.params_update": ("darkroom.params_file", "darkroom.params_text", "darkroom.provenance"),
+    "darkroom.params_text": ("darkroom.config", "darkroom.param_groups", "darkroom.params_file", "darkroom.provenance"),
     "darkroom.source_code": ("darkroom.provenance",),
     "darkroom.models": GROUND,
     "darkroom.diffusion": GROUND,
@@ -58,7 +57,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
             "darkroom.demo",
         ),
     ),
-    "darkroom.cli.params": ("darkroom.params_file", "darkroom.params_text", "darkroom.params_update"),
+    "darkroom.cli.params": ("darkroom.params_file", "darkroom.params_text"),
     "stages": ("darkroom",),
     "flows": ("darkroom.config",),
 }
@@ -72,7 +71,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "webdataset": ("darkroom.data",),
     "open_clip": ("darkroom.models.clip",),
     "accelerate": ("darkroom.training", "stages"),
-    "ruamel": ("darkroom.params_file", "darkroom.params_update"),
+    "ruamel": ("darkroom.params_file", "darkroom.params_text"),
     "yaml": (),
     "peft": ("darkroom.models.lora",),
     "diffusers": (),  # a test oracle, not a dependency

@@ -7,8 +7,7 @@ import pytest
 from darkroom.cli.params import params
 from darkroom.config import SECTIONS
 from darkroom.params_file import defaults, load_params, merged, read_preset, read_yaml
-from darkroom.params_text import entries, params_text
-from darkroom.params_update import update_file
+from darkroom.params_text import entries, params_text, update_file
 
 ROOT = Path(__file__).parents[1]
 BEFORE = [(entry.name, entry.value) for entry in entries({})]

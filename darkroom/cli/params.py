@@ -23,8 +23,7 @@ def params(
       darkroom params photos-64-cpu --update params.yaml
     """
     from darkroom.params_file import read_preset
-    from darkroom.params_text import params_text, schema_text
-    from darkroom.params_update import update_file
+    from darkroom.params_text import params_text, schema_text, update_file
 
     if schema:
         print(schema_text(), end="")

@@ -18,7 +18,7 @@ def clip_metrics(clip: ClipTowers, samples: Images, prompts: Sequence[str], held
 
     Empty if this CLIP has no image encoder, like that of an imported Stable Diffusion.
     """
-    if not clip.has_image_tower:
+    if not clip.has_image_encoder:
         return {}
     extractor = clip_features(clip.encode_images, "")
     of_samples = extractor.of_images(samples, batch_size=batch_size, desc="samples")

@@ -66,7 +66,7 @@ def make_extractor(params: FeatureParams, clip: ClipTowers, clip_fingerprint: st
         ValueError: this CLIP has no image encoder, or the classifier's weights are missing or do not fit.
     """
     if params.kind == "clip":
-        clip.check_image_tower()
+        clip.check_image_encoder()
         return clip_features(clip.encode_images, clip_fingerprint)
     return torchvision_features(
         params.arch,

@@ -42,8 +42,8 @@ def measure_vae(vae: AutoencoderKL, clip: ClipTowers, photos: ImageShards, *, ba
     """
     originals, decoded = reconstruct(vae, photos, batch_size=batch_size, device=device)
     metrics = reconstruction_metrics(originals, decoded)
-    if not clip.has_image_tower or len(originals) < 2:
-        reason = "there is only one held-out photo" if clip.has_image_tower else "this CLIP has no image encoder"
+    if not clip.has_image_encoder or len(originals) < 2:
+        reason = "there is only one held-out photo" if clip.has_image_encoder else "this CLIP has no image encoder"
         logger.warning("The Fréchet distance of reconstructions is not measured: %s.", reason)
         return metrics
     extractor = clip_features(clip.encode_images, "")

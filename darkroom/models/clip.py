@@ -162,7 +162,7 @@ class ClipTowers(nn.Module):
         return digest.hexdigest()
 
     @property
-    def has_image_tower(self) -> bool:
+    def has_image_encoder(self) -> bool:
         return self.model.visual is not None
 
     @property
@@ -175,7 +175,7 @@ class ClipTowers(nn.Module):
 
     @property
     def image_size(self) -> int:
-        self.check_image_tower()
+        self.check_image_encoder()
         size = self.model.visual.image_size
         return size[0] if isinstance(size, tuple) else size
 
@@ -235,13 +235,13 @@ class ClipTowers(nn.Module):
     @torch.no_grad()
     def encode_texts(self, captions: Sequence[str]) -> Tensor:
         """(B, E) of length 1, for metrics"""
-        self.check_image_tower()
+        self.check_image_encoder()
         tokens = self.tokenize(captions).to(self.pixel_mean.device)
         return F.normalize(self.model.encode_text(tokens).float(), dim=-1)
 
-    def check_image_tower(self) -> None:
+    def check_image_encoder(self) -> None:
         """Raise ValueError if there is no image encoder."""
-        if not self.has_image_tower:
+        if not self.has_image_encoder:
             raise ValueError(
                 "This CLIP has no image encoder (Stable Diffusion checkpoints contain only the text encoder). It conditions a U-Net, but "
                 "cannot be trained or compare images with captions. Use a complete CLIP (train_clip.pretrained: ARCH::TAG), or "

@@ -229,7 +229,7 @@ class TextToImage:
         denoise = make_denoiser(net, self.config.schedule, self.config.prediction)
         if not request.clip_guidance_scale:
             return denoise
-        if not self.clip.has_image_tower:
+        if not self.clip.has_image_encoder:
             raise ValueError("clip_guidance_scale needs a CLIP with an image encoder; this model has a text encoder only. Leave it at 0.")
 
         def similarity(latents: Tensor) -> Tensor:

@@ -60,14 +60,14 @@ def test_a_text_encoder_alone_is_saved_with_its_conditioning_and_comes_back(alon
     clip.save(tmp_path)
     loaded = ClipTowers.load(tmp_path)
     assert loaded.conditioning == conditioning
-    assert not loaded.has_image_tower
+    assert not loaded.has_image_encoder
     assert not loaded.training
     torch.testing.assert_close(loaded.state_dict(), clip.state_dict(), rtol=0, atol=0)
     torch.testing.assert_close(loaded.encode_tokens(loaded.tokenize(CAPTIONS)), clip.encode_tokens(clip.tokenize(CAPTIONS)))
 
 
 def test_whole_towers_keep_their_conditioning_too(towers: ClipTowers, tmp_path: Path) -> None:
-    assert towers.has_image_tower
+    assert towers.has_image_encoder
     towers.save(tmp_path)
     TextConditioning("penultimate", "end").save(tmp_path)
     assert ClipTowers.load(tmp_path).conditioning == TextConditioning("penultimate", "end")

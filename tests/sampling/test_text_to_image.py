@@ -246,7 +246,7 @@ def test_clip_guidance_makes_pictures_that_clip_finds_more_like_their_prompts(mo
 
 
 def test_clip_guidance_needs_an_image_encoder(model: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ClipTowers, "has_image_tower", False)
+    monkeypatch.setattr(ClipTowers, "has_image_encoder", False)
     with pytest.raises(ValueError, match="clip_guidance_scale needs a CLIP with an image encoder; this model has a text encoder only"):
         model.sample(["a cat"], seeds=[1], clip_guidance_scale=1.0)
 

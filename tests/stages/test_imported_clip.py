@@ -47,7 +47,7 @@ def test_train_clip_keeps_what_the_source_says_unless_told(
     run_stage("train_clip", root)
     clip = ClipTowers.load(root / "data" / "clip")
     assert clip.conditioning == expected
-    assert not clip.has_image_tower
+    assert not clip.has_image_encoder
 
 
 def test_a_text_encoder_alone_cannot_be_trained(imported: Path, tmp_path: Path) -> None:
