@@ -63,7 +63,7 @@ def test_the_decision_is_recorded_and_the_version_knows_where_it_comes_from(toy:
     assert record["version"] == 1
     assert record["decision"] == "champion"
     assert record["champion"] == {"before": None, "after": 1}
-    assert "Version 1 of `darkroom` is now champion: there was no champion." in capsys.readouterr().out
+    assert "Version 1 of `darkroom` is now champion: it is the first champion." in capsys.readouterr().out
     version = open_store(toy).client.get_model_version("darkroom", "1")
     expected = {
         **{f"dvc.dep.{name}": read_index(toy / "data" / name)["fingerprint"] for name in ("unet", "shards", "latents")},
