@@ -7,7 +7,7 @@ import torch
 
 from darkroom.data.latents import LatentShards
 from darkroom.data.shards import ImageShards
-from darkroom.diffusion.config import DiffusionConfig
+from darkroom.diffusion.diffusion_config import DiffusionConfig
 from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel

@@ -207,10 +207,16 @@ class Readable(ast.NodeTransformer):
         node.annotation = None
         return node
 
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
-        """The order of fields without a default counts in a dataclass: their names stay."""
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> list[ast.stmt]:
+        """The order of fields without a default counts in a dataclass: their names stay. So does what `Annotated` adds to a type."""
         self.generic_visit(node)
-        return ast.Assign([node.target], node.value) if node.value else ast.Expr(node.target)
+        extras: list[ast.expr] = []
+        match node.annotation:
+            case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[_, *extras])):
+                for call in (extra for extra in extras if isinstance(extra, ast.Call)):
+                    call.args = [item for item in call.args if not (isinstance(item, ast.Constant) and isinstance(item.value, str))]
+        bound = ast.Assign([node.target], node.value) if node.value else ast.Expr(node.target)
+        return [bound, *map(ast.Expr, extras)]
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         match node.value:

@@ -12,7 +12,7 @@ from PIL import Image
 from darkroom.config import TrainUnetParams
 from darkroom.data.latents import LatentShards
 from darkroom.device import best_device
-from darkroom.diffusion.config import DiffusionConfig
+from darkroom.diffusion.diffusion_config import DiffusionConfig
 from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.layers import use_gradient_checkpointing
 from darkroom.models.lora import add_lora, merge_lora, save_lora

@@ -14,69 +14,25 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OURS = ("darkroom", "stages", "flows")
-GROUND = (
-    *("darkroom.choices", "darkroom.config", "darkroom.device", "darkroom.pages", "darkroom.param_groups", "darkroom.params_file"),
-    *("darkroom.pixels", "darkroom.progress", "darkroom.provenance"),
-)
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
-# room -> what of ours it may import beside itself; the longest name that fits a module counts
-MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "darkroom": (),  # what stands in no room: the ground floor imports nothing of ours
-    "darkroom.param_groups": ("darkroom.choices",),
-    "darkroom.config": ("darkroom.choices", "darkroom.param_groups"),
-    "darkroom.params_file": ("darkroom.config", "darkroom.param_groups"),
-    "darkroom.params_text": ("darkroom.config", "darkroom.param_groups", "darkroom.params_file", "darkroom.provenance"),
-    "darkroom.source_code": ("darkroom.provenance",),
-    "darkroom.models": GROUND,
-    "darkroom.diffusion": GROUND,
-    "darkroom.data": GROUND,
-    "darkroom.evaluation": (
-        *GROUND,
-        *("darkroom.models", "darkroom.diffusion", "darkroom.data"),
-        *("darkroom.training.draws", "darkroom.training.losses"),  # noise and log-likelihoods are what training has them for
-    ),
-    "darkroom.demo": (*GROUND, "darkroom.evaluation"),
-    "darkroom.tracking": GROUND,
-    "darkroom.tracking.bundle": (*GROUND, "darkroom.tracking", "darkroom.sampling"),  # parts of a model, parameters of the served one
-    "darkroom.tracking.served_model": ("darkroom.sampling", "darkroom.tracking"),
-    "darkroom.training": (*GROUND, "darkroom.models", "darkroom.diffusion", "darkroom.data", "darkroom.tracking.tracker"),
-    "darkroom.sampling": (*GROUND, "darkroom.models", "darkroom.diffusion"),
-    "darkroom.open_model": ("darkroom.sampling", "darkroom.tracking.registry"),
-    "darkroom.interchange": (*GROUND, "darkroom.models", "darkroom.diffusion", "darkroom.sampling"),
-    "darkroom.previews": (*GROUND, "darkroom.models", "darkroom.diffusion", "darkroom.data", "darkroom.evaluation", "darkroom.sampling"),
-    "darkroom.stage": (*GROUND, "darkroom.source_code", "darkroom.tracking"),
-    "darkroom.cli": (
-        *GROUND,
-        *(
-            "darkroom.open_model",
-            "darkroom.sampling",
-            "darkroom.interchange",
-            "darkroom.tracking",
-            "darkroom.data",
-            "darkroom.evaluation",
-            "darkroom.demo",
-        ),
-    ),
-    "darkroom.cli.params": ("darkroom.params_file", "darkroom.params_text"),
-    "stages": ("darkroom",),
-    "flows": ("darkroom.config",),
-}
 
-# tool -> the modules that may import it
-DOORS: dict[str, tuple[str, ...]] = {
-    "mlflow": ("darkroom.tracking",),
-    "prefect": ("flows",),
-    "typer": ("darkroom.cli",),
-    "dvc": ("flows.graph",),
-    "webdataset": ("darkroom.data",),
-    "open_clip": ("darkroom.models.clip",),
-    "accelerate": ("darkroom.training", "stages"),
-    "ruamel": ("darkroom.params_file", "darkroom.params_text"),
-    "yaml": (),
-    "peft": ("darkroom.models.lora",),
-    "diffusers": (),  # a test oracle, not a dependency
-    "transformers": (),  # likewise
+def code_names(text: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"`([^`]+)`", text))
+
+
+def table(heading: str) -> dict[str, str]:
+    """The rows of the table of CONTRIBUTING.md with this first row: each name of the first column -> the second column."""
+    rows = CONTRIBUTING.split(f"| {heading} |")[1].split("\n\n")[0].splitlines()[2:]
+    cells = [row.strip("| ").split(" | ") for row in rows]
+    return {name: permission for names, permission in cells for name in code_names(names)}
+
+
+GROUND = code_names(CONTRIBUTING.split("The ground floor is ")[1].split(".\n")[0])
+MAY_IMPORT = {  # room -> what of ours it may import beside itself; the longest name that fits a module counts
+    room: (*code_names(allowed), *(GROUND if "the ground floor" in allowed else ())) for room, allowed in table("room").items()
 }
+DOORS = {tool: code_names(allowed) for tool, allowed in table("tool").items()}  # tool -> the modules that may import it
 
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
@@ -121,6 +77,45 @@ def our_modules(tree: ast.AST) -> set[str]:
     names = {name if name in FILES else name.rpartition(".")[0] for name in imported(tree) if name.split(".")[0] in OURS}
     assert names <= set(FILES), f"no such module: {names - set(FILES)}"
     return names
+
+
+def listed(block: str) -> dict[str, list[str]]:
+    """The entries of the tree in CONTRIBUTING.md: those of the project under "", those of an indented part under its name."""
+    found: dict[str, list[str]] = {"": []}
+    for line in block.splitlines():
+        parent = found[""][-1].rstrip("/") if line.startswith("  ") else ""
+        found.setdefault(parent, []).append(line.split()[0])
+    return found
+
+
+def entries(folder: Path) -> set[str]:
+    """What git tracks in a folder, folders with a slash; not what begins with a dot or an underscore."""
+    tracked = subprocess.run(["git", "ls-files", "--", "."], cwd=folder, capture_output=True, text=True, check=True).stdout.splitlines()
+    tops = {path.split("/")[0] + ("/" if "/" in path else "") for path in tracked}
+    return {name for name in tops if not name.startswith((".", "_"))}
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_the_tree_of_the_house_is_the_one_in_contributing() -> None:
+    tree = listed(CONTRIBUTING.split("### The tree")[1].split("```")[1].strip("\n"))
+    assert set(tree[""]) == entries(ROOT)
+    assert set(tree["darkroom"]) == entries(ROOT / "darkroom")
+
+
+def test_every_room_has_a_row_in_the_map() -> None:
+    rooms = {name for name, path in FILES.items() if path.name == "__init__.py" and name.count(".") == 1}
+    assert rooms <= set(MAY_IMPORT)
+    assert {name for name in (*MAY_IMPORT, *GROUND) if name not in FILES} == set()
+
+
+def test_the_house_stays_small() -> None:
+    """The counts that keep it readable: raise one only with a reason that is worth it."""
+    lines = {path: path.read_text(encoding="utf-8").count("\n") for path in FILES.values()}
+    library = {path: number for path, number in lines.items() if ROOT / "darkroom" in path.parents}
+    assert len(library) <= 110
+    assert sum(number < 60 for number in library.values()) <= 40
+    assert sum(number for path, number in library.items() if path.parent.name == "sampling") <= 620
+    assert max(number for path, number in lines.items() if path.parent == ROOT / "stages") <= 110
 
 
 def room_of(name: str) -> str:

@@ -77,7 +77,7 @@ def test_given_noise_replaces_the_seeds(finished):
 
 def test_what_the_model_cannot_draw_is_refused_by_name(finished):
     artist = TextToImage.load(finished / "data")
-    with pytest.raises(ValueError, match="no sampler 'eulr'; there are ddim"):
+    with pytest.raises(ValueError, match="sampler is 'eulr'; must be one of ddpm, ddpm_beta, ddim"):
         artist.sample(["a cat"], seeds=[0], sampler="eulr")
     with pytest.raises(ValueError, match="steps is 0"):
         artist.sample(["a cat"], seeds=[0], steps=0)

@@ -54,10 +54,11 @@ def rerun_by(tree: Path, old: str, new: str) -> set[str]:
         pytest.param("exponents = -math.log(10_000)", "exponents = -math.log(20_000)", {"train_unet", "evaluate", "register"}, id="layer"),
         pytest.param("eta: float = 0.0)", "eta: float = 0.1)", {"evaluate", "register"}, id="default of a sampler"),
         pytest.param("LEAST_PROBABILITY = 1 / 512", "LEAST_PROBABILITY = 1 / 256", {"train_vae", "evaluate"}, id="constant"),
-        pytest.param("GATE_PHOTOS = 1024", "GATE_PHOTOS = 512", {"cache_latents"}, id="constant of one stage"),
+        pytest.param("WINDOW_SIGMA = 1.5", "WINDOW_SIGMA = 2.5", {"train_vae", "cache_latents", "evaluate"}, id="constant of a metric"),
         pytest.param("digest[:16], 16) < val_fraction", "digest[:16], 16) <= val_fraction", {"ingest"}, id="split"),
         pytest.param('<html lang="en">', "<html>", {"ingest", "evaluate"}, id="template of all pages"),
         pytest.param('{% block style %}\n.tiles.pairs', "{% block style %}\n.a {}\n.tiles.pairs", {"evaluate"}, id="template of a page"),
+        pytest.param("limits=(1, inf), served=True", "limits=(1, inf), served=False", {"evaluate", "register"}, id="drawing option"),
         pytest.param("return self.batch_size // (", "return self.batch_size // 2 // (", TRAINED, id="property of parameters"),
         pytest.param("if len(self.attention) != len", "if 2 + len(self.attention) != len", {"train_unet"}, id="check of parameters"),
     ],
@@ -78,12 +79,13 @@ def test_an_edit_that_can_change_bytes_reruns_the_stages_that_reach_it(tree: Pat
         pytest.param(
             "class TrainVaeParams(TrainingParams):", "class TrainVaeParams(TrainingParams):\n    dummy: int = 3", id="new parameter"
         ),
-        pytest.param("COLUMNS = 8", "COLUMNS = 4", id="preview"),
+        pytest.param('Option("Method of sampling"', 'Option("Sampling method"', id="help of a drawing option"),
+        pytest.param("COLUMNS = 8\n\n\nclass SamplePreview", "COLUMNS = 4\n\n\nclass SamplePreview", id="preview"),
         pytest.param("SECONDS_BETWEEN_LINES = 5.0", "SECONDS_BETWEEN_LINES = 4.0", id="progress"),
         pytest.param("SECONDS_TO_WAIT_FOR_LOCK = 120", "SECONDS_TO_WAIT_FOR_LOCK = 60", id="tracking"),
         pytest.param("only if every output is in place.", "only if all outputs are in place.", id="docstring of a method"),
-        pytest.param("is damaged and is passed over", "is damaged and was skipped", id="log message"),
-        pytest.param("should map stage names to their parameters", "must map stage names to their parameters", id="message of an error"),
+        pytest.param("is damaged and is skipped", "is damaged and was skipped", id="log message"),
+        pytest.param("must map stage names to their parameters", "maps stage names to their parameters", id="message of an error"),
     ],
 )
 def test_an_edit_that_only_people_read_reruns_nothing(tree: Path, old: str, new: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from darkroom.diffusion.config import DiffusionConfig
+from darkroom.diffusion.diffusion_config import DiffusionConfig
 from darkroom.interchange.ldm_config import HEAD_WIDTH, HEADS
 from darkroom.interchange.scheduler import STABLE_DIFFUSION, has_betas, read_scheduler
 from darkroom.models.autoencoder import AutoencoderConfig

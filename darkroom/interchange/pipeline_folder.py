@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from darkroom import __version__
-from darkroom.diffusion.config import DiffusionConfig
+from darkroom.diffusion.diffusion_config import DiffusionConfig
 from darkroom.interchange.foreign_weights import read_foreign_weights
 from darkroom.interchange.model_card import Card
 from darkroom.interchange.scheduler import read_scheduler, scheduler_config

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from darkroom.choices import SpacingName
-from darkroom.diffusion.config import DiffusionConfig
+from darkroom.diffusion.diffusion_config import DiffusionConfig
 from darkroom.diffusion.schedule import KINDS, Schedule
 
 # diffusers' names -> ours

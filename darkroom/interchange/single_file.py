@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from darkroom import __version__
-from darkroom.diffusion.config import DiffusionConfig
+from darkroom.diffusion.diffusion_config import DiffusionConfig
 from darkroom.interchange.foreign_weights import read_foreign_weights, read_metadata
 from darkroom.interchange.ldm_config import (
     OPEN_CLIP_TEXT,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from darkroom.device import best_device
-from darkroom.diffusion.config import DiffusionConfig
 from darkroom.diffusion.denoiser import Denoise, make_denoiser
+from darkroom.diffusion.diffusion_config import DiffusionConfig
 from darkroom.diffusion.editing import ddim_invert, levels_of_strength, start
 from darkroom.diffusion.guidance import classifier_free, clip_guidance
 from darkroom.diffusion.samplers import SAMPLERS, NoiseAt

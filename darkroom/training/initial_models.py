@@ -6,7 +6,7 @@ from pathlib import Path
 
 from darkroom.config import TrainUnetParams, TrainVaeParams
 from darkroom.data.latents import LatentShards
-from darkroom.diffusion.config import DIFFUSION_FILE, DiffusionConfig
+from darkroom.diffusion.diffusion_config import DIFFUSION_FILE, DiffusionConfig
 from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import load_model

@@ -27,7 +27,7 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 def test_help_explains_every_option_and_gives_examples_that_can_be_parsed(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     main([command, "--help"])
     text = capsys.readouterr().out
-    examples = [shlex.split(line) for line in text.partition("\nExamples:\n")[2].splitlines()]
+    examples = [shlex.split(line.partition(" > ")[0]) for line in text.partition("\nExamples:\n")[2].splitlines()]
     assert examples
     for words in examples:
         assert words[:2] == ["darkroom", command]

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from darkroom.diffusion.config import DiffusionConfig
+from darkroom.diffusion.diffusion_config import DiffusionConfig
 from darkroom.diffusion.schedule import Schedule
 from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from darkroom.models.clip import ClipTowers

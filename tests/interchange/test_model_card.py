@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from darkroom.diffusion.config import DiffusionConfig
+from darkroom.diffusion.diffusion_config import DiffusionConfig
 from darkroom.diffusion.schedule import Schedule
 from darkroom.interchange.model_card import Card, obstacles
 from darkroom.interchange.scheduler import STABLE_DIFFUSION, read_scheduler

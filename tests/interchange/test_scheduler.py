@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from darkroom.diffusion.config import DiffusionConfig
+from darkroom.diffusion.diffusion_config import DiffusionConfig
 from darkroom.diffusion.schedule import KINDS, Schedule
 from darkroom.interchange.scheduler import DEFAULTS, read_scheduler, scheduler_config
 

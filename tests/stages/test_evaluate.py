@@ -20,7 +20,7 @@ from torchvision import models
 from darkroom.data.shards import ImageShards
 from darkroom.demo.adherence import ADHERENCE
 from darkroom.demo.toy_cats import toy_cat
-from darkroom.diffusion.config import DiffusionConfig
+from darkroom.diffusion.diffusion_config import DiffusionConfig
 from darkroom.diffusion.schedule import Schedule
 from darkroom.evaluation.alignment import encode_texts
 from darkroom.evaluation.features import Extractor

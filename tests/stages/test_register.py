@@ -177,7 +177,7 @@ print(darkroom.__file__)  # the code that travels with the model, not the one of
 
 
 def make_real_models(data: Path) -> None:
-    from darkroom.diffusion.config import DiffusionConfig
+    from darkroom.diffusion.diffusion_config import DiffusionConfig
     from darkroom.diffusion.schedule import Schedule
     from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
     from darkroom.models.clip import ClipTowers
