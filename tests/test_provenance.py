@@ -167,7 +167,7 @@ def test_a_unet_beside_another_vae_or_other_photos_is_refused(tmp_path: Path, re
     vae = make(tmp_path / "vae", {"w": "2"}, {"shards": shards})
     unet = make(tmp_path / "unet", {"u": "3"}, {"vae": vae})
     other = make(tmp_path / "other", {"w": "another"})
-    with pytest.raises(ValueError, match=f"`unet` was made with another `{replaced}` .fingerprint {unet['ancestors'][replaced][:12]}"):
+    with pytest.raises(ValueError, match=f"`unet` was made from another `{replaced}` .fingerprint {unet['ancestors'][replaced][:12]}"):
         check_lineage({"unet": unet, replaced: other})
 
 
