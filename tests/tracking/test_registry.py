@@ -169,7 +169,7 @@ def test_what_cannot_be_promoted_or_rolled_back_is_explained(store: Store) -> No
 
 def test_a_misspelt_metric_is_found_before_anything_is_registered(store: Store) -> None:
     run = store.client.create_run(store.experiment_id)
-    with pytest.raises(ValueError, match="no metric `kdi`"):
+    with pytest.raises(ValueError, match="Metric `kdi` is missing"):
         register(
             store,
             "cats",
