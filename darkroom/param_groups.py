@@ -94,7 +94,7 @@ class UnetModel(Section):
 
 class LoraParams(Section):
     rank: Count = Field(0, description="Rank of the matrices, e.g. 16; 0 = off, all weights are trained")
-    alpha: PositiveInt = Field(16, description="The adapter counts alpha / rank times")
+    alpha: PositiveInt = Field(16, description="The adapter is scaled by alpha / rank")
     conv: bool = Field(False, description="Adapt convolutions too, not only the projections of attention")
 
 

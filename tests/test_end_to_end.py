@@ -83,7 +83,7 @@ def test_what_the_model_cannot_draw_is_refused_by_name(finished):
         artist.sample(["a cat"], seeds=[0], steps=0)
     with pytest.raises(ValueError, match="2 prompts but 1 seeds"):
         artist.sample(["a cat", "a dog"], seeds=[0])
-    with pytest.raises(ValueError, match="no folder clip/"):
+    with pytest.raises(ValueError, match="clip/ not found"):
         TextToImage.load(finished)
 
 

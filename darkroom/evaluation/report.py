@@ -1,4 +1,4 @@
-"""The evaluation report: one HTML page with samples, metrics and training curves, which needs no other file."""
+"""The evaluation report: one self-contained HTML page with samples, metrics and training curves."""
 
 import csv
 import math
@@ -33,7 +33,7 @@ def write_report(
     galleries: Sequence[Gallery],
     charts: Mapping[str, str],  # title -> SVG
 ) -> None:
-    """Write a page that works offline and on a phone: images are inside, texts are escaped, there is no script."""
+    """Write a self-contained page without scripts, for any screen; all texts are escaped."""
     charts = {name: Markup(svg) for name, svg in charts.items()}
     write_page(path, "report.html.j2", title=title, metrics=metrics, facts=facts, galleries=galleries, charts=charts)
 
@@ -57,7 +57,7 @@ def report_facts(
         "Seeds": f"{params.seed} to {params.seed + len(prompts) - 1}",
         "Neighbours": f"{params.num_neighbours}, for precision, recall, density and coverage",
         "Bits": f"of {num_bounded} held-out photos, each at {BOUND_TIMESTEPS} noise levels and the lowest one",
-        "Comparison key": f"{identity['eval_key'][:12]}; reports with another key were measured differently and do not compare",
+        "Comparison key": f"{identity['eval_key'][:12]}; reports with another key were measured differently and are not comparable",
     }
 
 

@@ -57,7 +57,7 @@ IGNORED = re.compile(
 
 
 class SingleFile:
-    """Reads one part at a time; the weights stay on the disk until they are asked for."""
+    """Reads one part at a time; weights stay on the disk until they are used."""
 
     def __init__(self, path: Path, prediction: str | None) -> None:
         """

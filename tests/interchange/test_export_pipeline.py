@@ -143,7 +143,7 @@ def test_a_prediction_that_no_pipeline_has_leaves_nothing(tmp_path: Path) -> Non
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has no folder clip/: a model is a folder with clip/, vae/ and unet/"):
+    with pytest.raises(ValueError, match=r"clip/ not found: a model is a folder with clip/, vae/ and unet/"):
         export_model(tmp_path, tmp_path / "out", "diffusers")
 
 

@@ -72,5 +72,5 @@ def test_a_report_keeps_numbers_only() -> None:
 
 
 def test_a_report_without_eval_key_is_refused() -> None:
-    with pytest.raises(ValueError, match="`eval_key` is missing in metrics.json of the report; run `dvc repro"):
+    with pytest.raises(ValueError, match=r"`eval_key` is missing in metrics.json of the report; run `dvc repro"):
         Report.read({"kid": 1.0})
