@@ -109,9 +109,9 @@ def test_a_shard_deleted_behind_dvcs_back_is_named(workspace):
 def test_a_model_beside_a_vae_that_it_was_not_trained_with_is_refused(workspace):
     write_params(workspace / "params.yaml", train_vae={"seed": 1})
     run_stage("train_vae", workspace)
-    with pytest.raises(ValueError, match="was made with another `vae`"):
+    with pytest.raises(ValueError, match="was made from another `vae`"):
         run_stage("evaluate", workspace)
-    with pytest.raises(ValueError, match="was made with another `vae`"):
+    with pytest.raises(ValueError, match="was made from another `vae`"):
         TextToImage.load(workspace / "data")
 
 

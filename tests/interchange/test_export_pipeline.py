@@ -152,7 +152,7 @@ def test_parts_of_different_runs_are_refused(tmp_path: Path) -> None:
     write_index(tmp_path / "vae", stage="train_vae", params={}, inputs={}, content={})
     other = json.loads((tmp_path / "vae" / "index.json").read_text()) | {"fingerprint": "another"}
     write_index(tmp_path / "unet", stage="train_unet", params={}, inputs={"vae": other}, content={})
-    with pytest.raises(ValueError, match=r"`unet` was made with another `vae`"):
+    with pytest.raises(ValueError, match=r"`unet` was made from another `vae`"):
         export_model(tmp_path, tmp_path / "out", "diffusers")
 
 

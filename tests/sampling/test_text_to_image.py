@@ -122,7 +122,7 @@ def test_noise_needs_no_seeds_but_for_samplers_that_draw_more(model: TextToImage
     begin = SeededNoise([17], model.latent_shape, torch.device("cpu"))()
     given = model.sample(["a cat"], noise=begin, sampler="heun", **FAST)
     np.testing.assert_array_equal(given, model.sample(["a cat"], seeds=[17], sampler="heun", **FAST))
-    with pytest.raises(ValueError, match=r"draws fresh noise in its steps: take ddim.* give seeds too"):
+    with pytest.raises(ValueError, match=r"draws fresh noise in its steps: use ddim.* give seeds too"):
         model.sample(["a cat"], noise=begin, sampler="ddpm", **FAST)
     with pytest.raises(ValueError, match="give seeds, one per prompt, or noise"):
         model.sample(["a cat"])
