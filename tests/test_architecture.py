@@ -79,6 +79,15 @@ def our_modules(tree: ast.AST) -> set[str]:
     return names
 
 
+def closure(names: set[str]) -> set[str]:
+    """These modules and all of ours that they import, directly or not."""
+    found: set[str] = set()
+    while names:
+        found |= names
+        names = set().union(*(our_modules(TREES[name]) for name in names)) - found
+    return found
+
+
 def listed(block: str) -> dict[str, list[str]]:
     """The entries of the tree in CONTRIBUTING.md: those of the project under "", those of an indented part under its name."""
     found: dict[str, list[str]] = {"": []}
