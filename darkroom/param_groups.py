@@ -111,3 +111,7 @@ class SamplerParams(Section):
     spacing: choices.SpacingName = Field("trailing", description="Spacing of the noise levels")
     steps: PositiveInt = Field(20, description="Sampling steps")
     guidance_scale: NotNegative = Field(2.0, description="Guidance scale; 1 = no guidance")
+
+    @property
+    def in_words(self) -> str:
+        return f"{self.sampler}, {self.steps} {self.spacing} steps, guidance scale {self.guidance_scale:g}"

@@ -85,7 +85,7 @@ def bound_likelihood(model: TextToImage, pixels: PixelLikelihood, held_out: Imag
 
     def denoiser_for(captions: Sequence[str]) -> Denoise:
         context = model.clip.encode_tokens(model.clip.tokenize(captions).to(model.device))
-        net = classifier_free(model.unet, context, context, guidance_scale=1)
+        net = classifier_free(model.unet, context, context, scale=1)
         return make_denoiser(net, model.config.schedule, model.config.prediction)
 
     return likelihood_metrics(

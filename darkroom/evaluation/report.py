@@ -53,7 +53,7 @@ def report_facts(
         "Samples": f"{len(prompts)}, of {len(set(prompts))} captions of held-out photos; {unseen} have a prompt that no training photo has",
         "Photos": f"{len(held_out)} held out, {len(train)} in the training set, {held_out.size} px; at most {MAX_PHOTOS} of each are used",
         "Features": f"{identity['features']} (kind and hash of the weights)",
-        "Sampler": f"{sampling.sampler}, {sampling.steps} {sampling.spacing} steps, guidance scale {sampling.guidance_scale:g}",
+        "Sampler": sampling.in_words,
         "Seeds": f"{params.seed} to {params.seed + len(prompts) - 1}",
         "Neighbours": f"{params.num_neighbours}, for precision, recall, density and coverage",
         "Bits": f"of {num_bounded} held-out photos, each at {BOUND_TIMESTEPS} noise levels and the lowest one",

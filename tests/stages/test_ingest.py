@@ -27,7 +27,6 @@ def ingest(raw: Path, data: Path, params: IngestParams = PARAMS) -> dict:
         inputs={"raw": raw},
         outs=outs,
         indexes={},
-        key="",
         scratch=data / "scratch",
         tracker=JsonlTracker(data / "scratch" / "metrics.jsonl"),
         is_main=True,
