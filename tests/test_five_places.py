@@ -9,7 +9,7 @@ import pytest
 
 from darkroom.config import SECTIONS
 from darkroom.params_file import read_yaml
-from darkroom.source_code import stage_names
+from darkroom.source_code import code_identity, stage_names
 from stages import register
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +45,12 @@ def test_the_code_of_every_stage_is_looked_at_each_time() -> None:
     assert STAGES["code"]["outs"] == ["data/code"]
     assert "deps" not in STAGES["code"]
     assert stage_names() == sorted(WORDS)
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_the_module_that_starts_a_stage_is_part_of_its_code(word: str) -> None:
+    [module] = re.findall(r"python -m (\S+)", STAGES[word]["cmd"])
+    assert any(name.startswith(f"{module}:") for name in code_identity(word))
 
 
 def test_dvc_yaml_can_be_read_at_a_glance() -> None:
