@@ -80,3 +80,4 @@ def test_a_stage_has_a_page_that_the_contents_list(word: str) -> None:
     page = (ROOT / "docs" / f"{word}.md").read_text(encoding="utf-8")
     assert re.match(rf"# {word}\b", page)
     assert f"({word}.md)" in (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    assert f"(docs/{word}.md)" in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -144,7 +144,7 @@ def interpolate(
 
     Draws a strip of images on the way from one prompt and seed to the next: contexts are mixed evenly, noises turned
     from one to the other. Give two or more prompts, or seeds, or both (then as many of each).
-    The sampler must be one without fresh noise: ddim, euler, heun, dpmpp_2m, unipc or ode_adaptive.
+    The sampler must be one without fresh noise, e.g. ddim, heun or dpmpp_2m.
 
     Examples:
       darkroom interpolate --prompt 'a sitting black cat, at night' --seed 1 --seed 2 --out seeds.png
