@@ -18,8 +18,8 @@ from darkroom.diffusion.schedule import SPACINGS, Schedule, noise_levels
 SCHEDULE = Schedule.make("scaled_linear", 1000, 0.00085, 0.012)
 DATA = Mixture.of(means=[-1.2, 0.4, 1.5], spreads=[0.2, 0.1, 0.3], weights=[0.3, 0.2, 0.5])
 BUDGETS = (5, 10, 20, 40, 80)  # network evaluations
-TWO_A_STEP = ("heun", "predictor_corrector")  # except the last step, which takes one
-OF_THE_ODE = ("ddim", "euler", "heun", "dpmpp_2m", "unipc")
+TWO_A_STEP = ("heun", "predictor_corrector")  # network evaluations per step, except the last step, which takes one
+OF_THE_ODE = ("ddim", "euler", "heun", "dpmpp_2m", "unipc")  # the others draw noise, except `ode_adaptive`
 NUM_DRAWS, NUM_QUANTILES, NUM_ADAPTIVE = 65536, 1024, 32
 
 

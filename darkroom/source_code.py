@@ -4,7 +4,8 @@
 file. The file lists the definitions (functions, classes, constants) that the stage reaches by name, each with a hash of its syntax
 tree. An edit of one of them re-runs the stage. These edits re-run nothing, because they are not in the tree that is hashed:
 
-- comments, docstrings, type hints, and the text of user errors, assertions, log messages and descriptions;
+- comments, docstrings, type hints, and the text of user errors, assertions, log messages and descriptions, where it stands in the
+  call itself (so the text of a user error must never become part of an output);
 - the fields of parameter sections (`PARAMETERS`): their values stand in params.yaml, which DVC compares by itself, and a stage reaches
   no other section than its own;
 - modules that only watch (`WATCHING`): they record, show progress or draw previews, and shape no output.
@@ -28,14 +29,19 @@ PACKAGES = ("darkroom", "stages")
 PARAMETERS, SECTIONS = ("darkroom.config", "darkroom.param_groups"), "SECTIONS"
 WATCHING = (
     *("darkroom.previews", "darkroom.progress", "darkroom.source_code", "darkroom.tracking"),
-    *(f"darkroom.tracking.{name}" for name in ("lineage", "mlflow_tracker", "runs", "store", "tracker")),
+    *(f"darkroom.tracking.{name}" for name in ("mlflow_tracker", "runs", "store", "tracker")),
 )
 EVERYTHING = "*"  # instead of a name: the whole module
 EFFECTS = "<module>"  # the statements of a module that do more than bind a name
 TEMPLATES, TEMPLATE = "darkroom/templates", ".html.j2"  # folder and ending of the pages; a definition uses those that it names
-TEXTS = ("description", "help")  # keyword arguments that people read
+TEXTS = ("description", "help", "desc", "unit", "prog")  # keyword arguments that people read
+MESSAGES = ("ValueError", "Interrupted", "sys.exit")  # calls with the text of an error
+LOGS = ("logger", "logging")  # calls of theirs are for people
 
 Use = tuple[str, str]  # module, definition
+STARTED_BY: dict[Use, Use] = {  # what dvc.yaml starts stages with that reach this
+    ("darkroom.training.loop", "train"): ("darkroom.training.launch", EVERYTHING),
+}
 
 
 def code_identity(stage: str) -> dict[str, str]:
@@ -53,6 +59,7 @@ def code_identity(stage: str) -> dict[str, str]:
             continue
         module = load_module(use[0])
         waiting += [*module.reached_from(use[1]), *((name, EFFECTS) for name in (use[0], *parents(use[0])))]
+        waiting += [STARTED_BY[use]] if use in STARTED_BY else []
         found |= {f"{use[0]}:{name}": module.hash(name) for name in module.defined(use[1])}
     return dict(sorted(found.items()))
 
@@ -115,7 +122,9 @@ class Module:
 
     def hash(self, name: str) -> str:
         if name not in self._hashes:
-            self._hashes[name] = hash_json([canonical(statement) for statement in self.bindings[name]])[:16]
+            names = {node.id for statement in self.bindings[name] for node in ast.walk(statement) if isinstance(node, ast.Name)}
+            sources = sorted((bound, *self.imports[bound]) for bound in names & self.imports.keys())
+            self._hashes[name] = hash_json([[canonical(statement) for statement in self.bindings[name]], sources])[:16]
         return self._hashes[name]
 
     def reached_from(self, name: str) -> Iterator[Use]:
@@ -132,7 +141,8 @@ class Module:
             case ast.Import() | ast.ImportFrom():
                 yield from (source for _, source, _ in imported(node) if source)
             case ast.Attribute(value=ast.Name(id=name)) if self.imports.get(name, ("", ""))[1] == EVERYTHING:
-                yield self.imports[name][0], node.attr
+                inner = f"{self.imports[name][0]}.{node.attr}"
+                yield (inner, EVERYTHING) if path_of(inner) else (self.imports[name][0], node.attr)
             case ast.Name(id=name):
                 yield from [self.imports[name]] if name in self.imports else []
                 yield from [(self.name, name)] if name in self.bindings else []
@@ -169,7 +179,9 @@ def imported(statement: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, Use 
     """Of each imported name: what it is called here, where it comes from if that is ours, and the import of it alone."""
     for alias in statement.names:
         if isinstance(statement, ast.Import):
-            yield alias.asname or alias.name, (alias.name, EVERYTHING) if path_of(alias.name) else None, ast.Import([alias])
+            is_ours = path_of(alias.name) is not None
+            assert not is_ours or alias.asname or "." not in alias.name, f"write `from ... import ...` for {alias.name}: its uses are found"
+            yield alias.asname or alias.name, (alias.name, EVERYTHING) if is_ours else None, ast.Import([alias])
         else:
             assert statement.module is not None, "imports are absolute"
             whole = f"{statement.module}.{alias.name}"
@@ -208,24 +220,26 @@ class Readable(ast.NodeTransformer):
         return node
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> list[ast.stmt]:
-        """The order of fields without a default counts in a dataclass: their names stay. So does what `Annotated` adds to a type."""
+        """The order of fields without a default counts in a dataclass: their names stay. So does an `Annotated` type, which code reads."""
         self.generic_visit(node)
         extras: list[ast.expr] = []
         match node.annotation:
-            case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[_, *extras])):
+            case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=extras)):
                 for call in (extra for extra in extras if isinstance(extra, ast.Call)):
-                    call.args = [item for item in call.args if not (isinstance(item, ast.Constant) and isinstance(item.value, str))]
+                    call.args = [item for item in call.args if not is_text(item)]
         bound = ast.Assign([node.target], node.value) if node.value else ast.Expr(node.target)
         return [bound, *map(ast.Expr, extras)]
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         match node.value:
-            case ast.Constant(value=str()) | ast.Call(func=ast.Attribute(value=ast.Name(id="logger"))):
+            case ast.Constant(value=str()):
+                return None
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=name))) if name in LOGS:
                 return None
         return self.generic_visit(node)
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
-        if isinstance(node.exc, ast.Call) and ast.unparse(node.exc.func) == "ValueError":
+        if isinstance(node.exc, ast.Call) and ast.unparse(node.exc.func) in MESSAGES:
             node.exc = node.exc.func
         return self.generic_visit(node)
 
@@ -235,6 +249,8 @@ class Readable(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         node.keywords = [keyword for keyword in node.keywords if keyword.arg not in TEXTS]
+        if ast.unparse(node.func) in MESSAGES:
+            node.args = [item for item in node.args if not (isinstance(item, ast.JoinedStr) or is_text(item))]
         return self.generic_visit(node)
 
     def visit_If(self, node: ast.If) -> ast.AST | None:
@@ -243,6 +259,10 @@ class Readable(ast.NodeTransformer):
     def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
         node.returns = None
         return self.generic_visit(node)
+
+
+def is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def canonical(node: Any) -> Any:

@@ -9,7 +9,7 @@ import pytest
 
 from darkroom.config import SECTIONS
 from darkroom.params_file import read_yaml
-from darkroom.source_code import stage_names
+from darkroom.source_code import code_identity, stage_names
 from stages import register
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +47,12 @@ def test_the_code_of_every_stage_is_looked_at_each_time() -> None:
     assert stage_names() == sorted(WORDS)
 
 
+@pytest.mark.parametrize("word", WORDS)
+def test_the_module_that_starts_a_stage_is_part_of_its_code(word: str) -> None:
+    [module] = re.findall(r"python -m (\S+)", STAGES[word]["cmd"])
+    assert any(name.startswith(f"{module}:") for name in code_identity(word))
+
+
 def test_dvc_yaml_can_be_read_at_a_glance() -> None:
     assert len((ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines()) <= 150
 
@@ -74,3 +80,4 @@ def test_a_stage_has_a_page_that_the_contents_list(word: str) -> None:
     page = (ROOT / "docs" / f"{word}.md").read_text(encoding="utf-8")
     assert re.match(rf"# {word}\b", page)
     assert f"({word}.md)" in (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    assert f"(docs/{word}.md)" in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -61,6 +61,16 @@ def rerun_by(tree: Path, old: str, new: str) -> set[str]:
         pytest.param("limits=(1, inf), served=True", "limits=(1, inf), served=False", {"evaluate", "register"}, id="drawing option"),
         pytest.param("return self.batch_size // (", "return self.batch_size // 2 // (", TRAINED, id="property of parameters"),
         pytest.param("if len(self.attention) != len", "if 2 + len(self.attention) != len", {"train_unet"}, id="check of parameters"),
+        pytest.param('"--mixed_precision", "no"', '"--mixed_precision", "bf16"', TRAINED, id="launcher of training"),
+        pytest.param('"--untracked-files=no"', '"--untracked-files=all"', {"register"}, id="lineage of a registered version"),
+        pytest.param("steps: Annotated[int, Option", "steps: Annotated[float, Option", {"evaluate", "register"}, id="type that code reads"),
+        pytest.param("photo.with_suffix('.txt')} is not UTF-8", "photo.with_suffix('.txt')} is broken", {"ingest"}, id="text of an output"),
+        pytest.param(
+            "import classifier_free, clip_guidance",
+            "import classifier_free as clip_guidance, clip_guidance as classifier_free",
+            {"evaluate", "register"},
+            id="meaning of an imported name",
+        ),
     ],
 )  # fmt: skip
 def test_an_edit_that_can_change_bytes_reruns_the_stages_that_reach_it(tree: Path, old: str, new: str, stages: set[str]) -> None:
@@ -86,6 +96,9 @@ def test_an_edit_that_can_change_bytes_reruns_the_stages_that_reach_it(tree: Pat
         pytest.param("only if every output is in place.", "only if all outputs are in place.", id="docstring of a method"),
         pytest.param("is damaged and is skipped", "is damaged and was skipped", id="log message"),
         pytest.param("must map stage names to their parameters", "maps stage names to their parameters", id="message of an error"),
+        pytest.param("No incomplete output was left.", "Nothing incomplete was left.", id="message of sys.exit"),
+        pytest.param("Start it again to resume from there.", "Start it again.", id="message of an interruption"),
+        pytest.param('desc="encode photos"', 'desc="photos"', id="name of a progress bar"),
     ],
 )
 def test_an_edit_that_only_people_read_reruns_nothing(tree: Path, old: str, new: str) -> None:
@@ -108,6 +121,14 @@ def test_a_file_that_no_stage_imports_reruns_nothing_until_one_does(tree: Path) 
         "evaluate",
     }
     assert rerun_by(tree, "math.tau", "math.pi") == {"train_vae", "evaluate"}
+
+
+def test_a_module_that_is_reached_through_its_package_counts(tree: Path) -> None:
+    (tree / "darkroom" / "training" / "invented.py").write_text("def invented():\n    return 0.5\n")
+    losses = tree / "darkroom" / "training" / "losses.py"
+    text = losses.read_text(encoding="utf-8").replace("return 0.5 * (mean", "return training.invented.invented() * (mean")
+    losses.write_text(f"from darkroom import training\n{text}", encoding="utf-8")
+    assert rerun_by(tree, "return 0.5\n", "return 0.6\n") == {"train_vae", "evaluate"}
 
 
 def test_what_an_import_does_beside_binding_names_counts(tree: Path) -> None:

@@ -145,8 +145,8 @@ def _caption(photo: PurePosixPath, captions: CaptionFinder, max_characters: int)
         return Rejection("file_name", "the file's name is not UTF-8; rename it")
     try:
         caption = captions.find(photo)
-    except ValueError as error:
-        return Rejection("caption_unreadable", str(error))
+    except ValueError:  # its text is for people, and this one is part of an output
+        return Rejection("caption_unreadable", f"{photo.with_suffix('.txt')} is not UTF-8 text")
     if len(caption.text) > max_characters:
         return Rejection("caption_too_long", f"{len(caption.text)} characters; ingest.max_caption_characters is {max_characters}")
     return caption

@@ -67,7 +67,7 @@ GLOSSARY: dict[str, tuple[str, str]] = {  # key in metrics.json -> name, meaning
 
 def explain(metrics: Mapping[str, float], glossary: Mapping[str, tuple[str, str]] = GLOSSARY) -> list[Metric]:
     """The finite ones of `metrics` with their names and meanings, in the order of the glossary."""
-    assert set(metrics) <= set(glossary)
+    assert set(metrics) <= set(glossary), f"{set(metrics) - set(glossary)} without a sentence of meaning"
     return [
         Metric(key, metrics[key], name, meaning) for key, (name, meaning) in glossary.items() if math.isfinite(metrics.get(key, math.nan))
     ]
