@@ -1,5 +1,5 @@
-# All that must be there: Python 3.11 or newer, and make. Everything else is put into $(VENV).
-# On one machine: `make demo`. In another environment: `make demo VENV=/path/to/venv PYTHON=python3.12`.
+# Requires Python 3.11 or newer, and make. Everything else is installed into $(VENV).
+# Another environment: `make demo VENV=/path/to/venv PYTHON=python3.12`.
 
 VENV ?= .venv
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
@@ -7,7 +7,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; d
 WORKERS ?= 2
 ARGS ?=
 
-# `make demo PRESET=toy-quick` (a name in presets/, or a file) runs in a copy of the project; your params.yaml and data/ stay as they are.
+# `make demo PRESET=toy-quick` (a name in presets/, or a file) runs in a copy of the project; params.yaml and data/ are not changed.
 PRESET ?= params.yaml
 RUN := $(if $(filter params.yaml,$(PRESET)),.,.scratch/demo-$(basename $(notdir $(PRESET))))
 CATS ?= 3000
@@ -24,54 +24,54 @@ export PIP_ROOT_USER_ACTION = ignore
 .PHONY: help install demo test lint format ui bench
 .DEFAULT_GOAL := help
 
-help:  ## this list
+help:  ## print this list
 	@sed -n 's/^\([a-z]*\):.*##/\1:/p' Makefile | awk -F': ' '{ printf "make %-9s %s\n", $$1, $$2 }'
 
-install: $(VENV)/.installed  ## an environment in .venv with the exact versions of constraints.txt (a few GB, a few minutes)
+install: $(VENV)/.installed  ## install into .venv with the exact versions of constraints.txt (a few GB, a few minutes)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@$(or $(PYTHON),false) -c '$(NEW_ENOUGH)' || { echo "Darkroom needs Python 3.11 or newer. If you have one, name it: make install PYTHON=/path/to/python3.12"; exit 1; }
+	@$(or $(PYTHON),false) -c '$(NEW_ENOUGH)' || { echo "Darkroom requires Python 3.11 or newer. Give its path: make install PYTHON=/path/to/python3.12"; exit 1; }
 	@[ -x $(VENV)/bin/pip ] || $(PYTHON) -m venv --clear $(VENV) || { echo "Python's venv module is incomplete here (on Debian: apt-get install python3-venv)."; exit 1; }
-	@echo "Installing into $(VENV), which takes a few minutes the first time."
+	@echo "Installing into $(VENV). The first time this takes a few minutes."
 	@$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: install  ## draws toy cats (unless data/raw has photos), trains on them, evaluates, registers
+demo: install  ## draw toy cats (unless data/raw has photos), train, evaluate, register
 	@if [ $(RUN) != . ]; then \
-		echo "$(PRESET) runs in a copy of the project, $(RUN); your params.yaml and data/ stay as they are."; \
+		echo "$(PRESET) runs in a copy of the project, $(RUN); your params.yaml and data/ are not changed."; \
 		mkdir -p $(RUN)/data && cd $(RUN) && rm -rf darkroom stages flows && cd - >/dev/null && \
 		cp -R darkroom stages flows dvc.yaml .dvcignore prefect.toml $(RUN)/ && \
 		darkroom params $(PRESET) > $(RUN)/params.yaml.tmp && mv $(RUN)/params.yaml.tmp $(RUN)/params.yaml; \
 	fi
 	@cd $(RUN) && $(READY_DVC)
 	@cd $(RUN) && if [ -n "$$(ls -A data/raw 2>/dev/null)" ]; then \
-		echo "data/raw is not empty: training on what is there."; \
+		echo "data/raw is not empty: training on its photos."; \
 	else \
 		echo "data/raw is empty: drawing toy cats." && rm -rf data/raw && \
 		darkroom demo-data data/raw.new --num-cats $(CATS) && mv data/raw.new data/raw; \
 	fi
 	cd $(RUN) && dvc repro
 	@echo
-	@echo "Pictures   $(RUN)/data/report/pictures"
+	@echo "Samples    $(RUN)/data/report/pictures"
 	@echo "Report     $(RUN)/data/report/report.html"
-	@echo "Your own   $(VENV)/bin/darkroom sample --model $(RUN)/data --prompt 'a sitting orange cat with green eyes, at night' --out cat.png"
+	@echo "Draw more  $(VENV)/bin/darkroom sample --model $(RUN)/data --prompt 'a sitting orange cat with green eyes, at night' --out cat.png"
 	@echo "All runs   make ui$(if $(filter .,$(RUN)),, PRESET=$(PRESET))"
 
-test: install  ## the tests, as CI runs them; `make test ARGS=--run-slow` for the slow ones too
+test: install  ## run the tests as CI does; `make test ARGS=--run-slow` includes the slow ones
 	@$(READY_DVC)
 	pytest -n $(WORKERS) $(ARGS)
 
-lint: install  ## ruff and mypy
+lint: install  ## check with ruff and mypy
 	ruff check .
 	ruff format --check .
 	mypy
 
-format: install  ## sorts imports and formats
+format: install  ## sort imports and format
 	ruff check --fix .
 	ruff format .
 
-ui: install  ## MLflow's and Prefect's pages on loopback, until Ctrl-C
+ui: install  ## serve the pages of MLflow and Prefect on loopback until Ctrl-C
 	@cd $(RUN) && python -m flows.ui
 
-bench: install  ## measures speed as ratios; the numbers that were measured are in docs/benchmarks.md
+bench: install  ## measure speed as ratios; docs/benchmarks.md has measured numbers
 	python -m benchmarks

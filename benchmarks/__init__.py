@@ -1,1 +1,1 @@
-"""Speed and exactness as ratios: two ways of the same work, in turns, in one process. `python -m benchmarks` prints the tables."""
+"""Benchmarks of speed and exactness, given as ratios. `python -m benchmarks` prints the tables."""

@@ -1,4 +1,4 @@
-"""Prints every ratio as a row of a Markdown table, with the load of the machine; then how exact each sampler is."""
+"""Print a Markdown table with one ratio per row, the machine's load, and the error of each sampler."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Data whose denoiser and whose distribution at every noise level are known exactly."""
+"""Toy data with an exactly known denoiser and distribution at every noise level."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from darkroom.diffusion.denoiser import Denoise
 
 @dataclass(frozen=True)
 class Mixture:
-    """A mixture of normal distributions on a line; each element of x is one draw of its own. All fields (K,) float64."""
+    """A one-dimensional mixture of normal distributions; each element of x is one draw. All fields are float64 (K,)."""
 
     means: Tensor
     spreads: Tensor
@@ -30,7 +30,7 @@ class Mixture:
         return float((self.weights @ (self.spreads**2 + self.means**2) - self.mean**2).sqrt())
 
     def parts(self, sigma: Tensor) -> torch.distributions.Normal:
-        """Of x = x_0 + sigma noise."""
+        """The components of x = x_0 + sigma noise."""
         return torch.distributions.Normal(self.means, (self.spreads**2 + sigma**2).sqrt())
 
     def log_posterior(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class Mixture:
         return (self.log_posterior(x, sigma).exp() * each).sum(-1)
 
     def below(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """The share of the noised data that is below x."""
+        """The share of the noised data below x (cumulative distribution)."""
         return (self.parts(sigma).cdf(x[..., None]) * self.weights).sum(-1)
 
     def quantile(self, share: Tensor, sigma: Tensor) -> Tensor:
@@ -57,12 +57,12 @@ class Mixture:
 
 
 def even_shares(num: int) -> Tensor:
-    """`num` shares of a distribution, each in the middle of its part of it."""
+    """`num` evenly spaced shares between 0 and 1: the middles of equal parts."""
     return (torch.arange(num, dtype=torch.float64) + 0.5) / num
 
 
 def counted(denoise: Denoise) -> tuple[Denoise, Callable[[], int]]:
-    """The same denoiser, and the number of its calls so far."""
+    """The denoiser with a counter, and a function that returns the number of calls."""
     calls = 0
 
     def counting(x: Tensor, sigma: Tensor) -> Tensor:

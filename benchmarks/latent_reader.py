@@ -1,4 +1,4 @@
-"""Reading cached latents in random order: our memory-mapped reader against a stock WebDataset loop over the same tars."""
+"""Reading cached latents: our memory-mapped reader in random order against WebDataset's own loop over the same tars."""
 
 import tempfile
 from collections.abc import Iterator

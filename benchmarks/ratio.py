@@ -1,4 +1,4 @@
-"""Two ways of the same work, timed in turns, so that a busy machine slows both."""
+"""Time two implementations of the same work in turns, so that a busy machine slows both."""
 
 import statistics
 import time
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast the second way is."""
+    """Times of two implementations; `ratio` > 1 means that the second one is faster."""
 
     what: str
-    slow: str  # the first way
-    fast: str  # the second way
+    slow: str  # name of the first
+    fast: str  # name of the second
     slow_ms: float  # medians
     fast_ms: float
     ratio: float  # median of the ratios of each turn
 
 
 def measure(what: str, ways: dict[str, Callable[[], object]], *, turns: int = 7) -> Ratio:
-    """Runs the two `ways` (name -> work) once to warm up and then `turns` times each, alternating."""
+    """Run the two `ways` (name -> work) once to warm up, then `turns` times each, alternating."""
     (slow, slow_work), (fast, fast_work) = ways.items()
     times: list[tuple[float, float]] = []
     for turn in range(turns + 1):

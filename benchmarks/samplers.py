@@ -1,8 +1,8 @@
-"""How far samplers land from the truth for their network evaluations, on data whose denoiser and whose distribution are known.
+"""Error of each sampler for its number of network evaluations, on data with a known denoiser and distribution.
 
-The data is a mixture of normal distributions on a line, the schedule Stable Diffusion's. The error is the mean distance from what was
-drawn to the quantiles of the data (Wasserstein-1), in standard deviations of the data. Samplers of the ODE start from even quantiles of
-the noised data and have no chance in them; those of the SDE draw 65536 numbers, of which chance alone is worth the error named below.
+The data is a one-dimensional mixture of normal distributions; the schedule is that of Stable Diffusion. The error is the Wasserstein-1
+distance between samples and data, in standard deviations of the data. Samplers of the ODE start from even quantiles of the noised data,
+so that chance plays no role. Samplers of the SDE draw 65536 numbers; the table names the error that chance alone gives.
 """
 
 from functools import cache
@@ -18,7 +18,7 @@ from darkroom.diffusion.schedule import SPACINGS, Schedule, noise_levels
 SCHEDULE = Schedule.make("scaled_linear", 1000, 0.00085, 0.012)
 DATA = Mixture.of(means=[-1.2, 0.4, 1.5], spreads=[0.2, 0.1, 0.3], weights=[0.3, 0.2, 0.5])
 BUDGETS = (5, 10, 20, 40, 80)  # network evaluations
-TWO_A_STEP = ("heun", "predictor_corrector")  # network evaluations, but one in the last step
+TWO_A_STEP = ("heun", "predictor_corrector")  # except the last step, which takes one
 OF_THE_ODE = ("ddim", "euler", "heun", "dpmpp_2m", "unipc")  # all others draw noise, but for `ode_adaptive`
 NUM_DRAWS, NUM_QUANTILES, NUM_ADAPTIVE = 65536, 1024, 32
 
@@ -33,7 +33,7 @@ def error(name: str, evaluations: int, spacing: str) -> float:
 
 
 def adaptive(tolerance: float) -> tuple[int, float]:
-    """Network evaluations a picture, and the error."""
+    """Network evaluations per sample, and the error."""
     sigmas = noise_levels(SCHEDULE, 2, "karras")
     denoise, calls = counted(DATA.denoise)
     *_, end = ode_adaptive(denoise, quantiles(NUM_ADAPTIVE, float(sigmas[0])), sigmas, tolerance=tolerance)
@@ -46,31 +46,31 @@ def quantiles(num: int, sigma: float) -> Tensor:
 
 
 def distance(x: Tensor) -> float:
-    """Wasserstein-1 from the data."""
+    """Wasserstein-1 distance to the data, in its standard deviations."""
     return float((x.sort().values - quantiles(len(x), 0.0)).abs().mean()) / DATA.std
 
 
 def chance() -> float:
-    """The error of true draws of the data."""
+    """The error of draws from the data itself."""
     shares = torch.rand(NUM_DRAWS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return distance(DATA.quantile(shares, torch.tensor(0.0, dtype=torch.float64)))
 
 
 def print_tables() -> None:
-    print("\nError of `euler` over that of each sampler, at the same number of network evaluations (karras):\n")
+    print("\nError of `euler` divided by the error of each sampler, at the same number of network evaluations (karras):\n")
     print_table(
         "sampler", {name: [error(name, budget, "karras") for budget in BUDGETS] for name in SAMPLERS if name != "ode_adaptive"}, "euler"
     )
-    print(f"\nChance alone is worth an error of {chance():.1e} to the samplers of the SDE. `ode_adaptive`:", end=" ")
+    print(f"\nFor samplers of the SDE, chance alone gives an error of {chance():.1e}. `ode_adaptive`:", end=" ")
     print(
         "; ".join("tolerance {}: {} evaluations, error {:.1e}".format(tolerance, *adaptive(tolerance)) for tolerance in (1e-2, 1e-3, 1e-5))
     )
-    print("\nError of `dpmpp_2m` with trailing over that with each spacing:\n")
+    print("\nError of `dpmpp_2m` with trailing divided by its error with each spacing:\n")
     print_table("spacing", {spacing: [error("dpmpp_2m", budget, spacing) for budget in BUDGETS] for spacing in SPACINGS}, "trailing")
 
 
 def print_table(what: str, errors: dict[str, list[float]], reference: str) -> None:
-    """The reference as numbers, the others as ratios: above 1 is better."""
+    """Print the reference as numbers and the others as ratios; above 1 is better."""
     print(f"| {what} | {' | '.join(map(str, BUDGETS))} |")
     print(f"|---|{'---:|' * len(BUDGETS)}")
     print(f"| `{reference}`, error | {' | '.join(f'{value:.1e}' for value in errors[reference])} |")

@@ -1,4 +1,4 @@
-"""One optimizer step of the toy's U-Net: precision, attention, cached or encoded inputs, ours or diffusers'."""
+"""One optimizer step of the toy's U-Net: fp32 or bf16, fused or plain attention, cached or encoded inputs, diffusers or ours."""
 
 from collections.abc import Callable, Iterator
 from unittest.mock import patch

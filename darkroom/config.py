@@ -1,6 +1,6 @@
 """The parameters of a run as typed, frozen, strict sections: one class per stage, one field per parameter.
 
-A field is the one place where a parameter stands: type, range, default (the toy's) and explanation. `darkroom params` turns them into
+A field is the only definition of a parameter: type, range, default (the toy's) and explanation. `darkroom params` turns them into
 params.yaml; `python docs/write_parameters.py` writes them into all files of the project that are made from them.
 """
 
@@ -46,7 +46,7 @@ class IngestParams(Section):
 
     side: int = Field(32, ge=16, le=4096, description="Side of the square images, px")
     captions: list[choices.CaptionSource] = Field(
-        ["text_file", "metadata", "folder"], description="Where captions are looked for; the first hit wins, the template comes last"
+        ["text_file", "metadata", "folder"], description="Sources of captions, in order; the first caption found is used, else the template"
     )
     caption_template: str = Field(
         "a picture of a cat", min_length=1, description="Caption of a photo without one; may use {folder} and {stem} (the file's name)"
@@ -55,7 +55,7 @@ class IngestParams(Section):
     min_side: PositiveInt = Field(16, description="Shortest side of a photo, px; smaller photos are rejected")
     max_megapixels: Positive = Field(100, description="Largest photo, megapixels; larger ones are rejected before they are decoded")
     max_rejected_fraction: Fraction = Field(0.2, description="Largest share of rejected photos; above it the stage fails")
-    background: str = Field("white", description="Colour that shows through transparent pixels, e.g. white or #808080")
+    background: str = Field("white", description="Colour behind transparent pixels, e.g. white or #808080")
     val_fraction: float = Field(0.1, gt=0, lt=1, description="Share of held-out photos, chosen by content hash")
     samples_per_shard: PositiveInt = Field(1000, description="Largest average number of photos per shard")
     format: choices.ImageFormat = Field("png", description="Format of the images in the shards")

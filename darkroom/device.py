@@ -1,4 +1,4 @@
-"""Where to compute and in what precision, when nobody says."""
+"""Defaults of device and precision."""
 
 import torch
 
@@ -10,9 +10,9 @@ def best_device() -> torch.device:
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to compute in bf16: as told, or for `auto` if the device has instructions for it.
+    """Whether to compute in bf16. For `auto`: if the device has instructions for it.
 
-    On a CPU with AVX512-BF16 or AMX bf16 takes about half the time of fp32; on one without it takes longer.
+    bf16 takes about half the time of fp32 on a CPU with AVX512-BF16 or AMX, and more time on other CPUs.
     """
     if precision != "auto":
         return precision == "bf16"

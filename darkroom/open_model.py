@@ -1,4 +1,4 @@
-"""A model to draw with, from wherever it is: a folder, or a version in the MLflow registry."""
+"""Open a model from a folder or from the MLflow registry."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from darkroom.tracking.registry import registered_folder
 
 
 def open_model(source: str | Path, device: torch.device | None = None) -> TextToImage:
-    """Loads a folder with clip/, vae/ and unet/ (as data/ is), or a registered version, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+    """Load a folder with clip/, vae/ and unet/ (e.g. data/), or a registered version: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
     Raises:
         ValueError: a part is missing or damaged, the parts come from different runs, or the registry has no such version.

@@ -1,4 +1,4 @@
-"""HTML pages that need no other file: filled in from `templates/`, with images inside."""
+"""Self-contained HTML pages, made from `templates/`, with embedded images."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ TEMPLATES = Path(__file__).with_name("templates")
 def write_page(path: Path, template: str, **values: Any) -> None:
     """Fill in the file `template` of `templates/`. Every value is escaped; the same values give the same bytes.
 
-    A value that is missing in the template is an error.
+    A missing value is an error.
     """
     path.write_text(_environment().get_template(template).render(**values), encoding="utf-8")
 
@@ -29,12 +29,12 @@ def png_uri(pixels: np.ndarray) -> str:
 
 
 def data_uri(encoded: bytes, kind: str) -> str:
-    """A `src` for <img>: an encoded image of this kind, `png` or `jpeg`."""
+    """A `src` for <img>: an encoded image; `kind` is `png` or `jpeg`."""
     return f"data:image/{kind};base64,{base64.b64encode(encoded).decode()}"
 
 
 def format_number(value: float) -> str:
-    """Three significant digits, without an exponent where that stays short."""
+    """Three significant digits; from 100 on, an integer."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"
 
 

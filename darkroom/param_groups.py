@@ -94,7 +94,7 @@ class UnetModel(Section):
 
 class LoraParams(Section):
     rank: Count = Field(0, description="Rank of the matrices, e.g. 16; 0 = off, all weights are trained")
-    alpha: PositiveInt = Field(16, description="The adapter counts alpha / rank times")
+    alpha: PositiveInt = Field(16, description="The adapter is scaled by alpha / rank")
     conv: bool = Field(False, description="Adapt convolutions too, not only the projections of attention")
 
 
@@ -111,3 +111,7 @@ class SamplerParams(Section):
     spacing: choices.SpacingName = Field("trailing", description="Spacing of the noise levels")
     steps: PositiveInt = Field(20, description="Sampling steps")
     guidance_scale: NotNegative = Field(2.0, description="Guidance scale; 1 = no guidance")
+
+    @property
+    def in_words(self) -> str:
+        return f"{self.sampler}, {self.steps} {self.spacing} steps, guidance scale {self.guidance_scale:g}"

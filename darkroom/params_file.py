@@ -1,4 +1,4 @@
-"""params.yaml and presets from the disk to checked sections; an error says which key is wrong and what to do."""
+"""Reads and checks params.yaml and presets. An error names the wrong key and the solution."""
 
 import difflib
 from collections.abc import Mapping
@@ -138,7 +138,7 @@ def inner_section(known: Any) -> type[Section] | None:
 def _refuse_unknown_keys(content: Mapping[str, Any], path: Path, known: Mapping[str, Any] = SECTIONS, prefix: str = "") -> None:
     """
     Raises:
-        ValueError: a key that is no parameter, with the nearest one that is.
+        ValueError: an unknown key (with the nearest known one).
     """
     for key, value in content.items():
         if key not in known:

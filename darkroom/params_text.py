@@ -1,6 +1,6 @@
-"""The text of params.yaml and its JSON schema, written from the fields of `darkroom.config`, and files of users brought up to date.
+"""The text of params.yaml and its JSON schema, generated from the fields of `darkroom.config`, and updates of a user's file.
 
-An update touches only what changes, so that its user's values and comments survive.
+An update changes only the lines that must change; the user's other values and comments stay.
 """
 
 import json
@@ -24,8 +24,8 @@ SCHEMA = "params.schema.json"
 HEADER = f"""\
 # yaml-language-server: $schema={SCHEMA}
 # All parameters of a run, one section per stage. Made by `{{command}}`; edit it freely.
-# A changed value re-runs the stages that read its section, and what follows them. An unknown or missing key is refused.
-# The defaults are the toy: 32 px cartoon cats on two CPU cores. To take the values of a preset in presets/, or to add the
+# A changed value re-runs the stages that read its section and the stages behind them. Unknown and missing keys are errors.
+# The defaults are the toy: 32 px cartoon cats on two CPU cores. To set the values of a preset in presets/, or to add the
 # parameters of a newer version of Darkroom: `darkroom params [PRESET] --update params.yaml`
 """
 COMMENT_COLUMN = 32

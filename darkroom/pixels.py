@@ -1,4 +1,4 @@
-"""Images as arrays: uint8 (B, H, W, 3) in files and metrics, float (B, 3, H, W) in [-1, 1] in networks; and several of them as one."""
+"""Images as arrays: uint8 (B, H, W, 3) in files and metrics, float (B, 3, H, W) in [-1, 1] in networks; grids of images."""
 
 from collections.abc import Callable
 
@@ -21,13 +21,13 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def map_pictures(change: Callable[[Tensor], Tensor], images: np.ndarray, *, batch_size: int, device: torch.device) -> np.ndarray:
-    """uint8 (N, H, W, 3) through `change` on float images, a batch at a time, to uint8 (N, H', W', 3)."""
+    """Apply `change` to float images in batches: uint8 (N, H, W, 3) -> uint8 (N, H', W', 3)."""
     starts = range(0, len(images), batch_size)
     return np.concatenate([to_uint8(change(to_float(images[start : start + batch_size]).to(device))) for start in starts])
 
 
 def picture_grid(images: np.ndarray, columns: int) -> np.ndarray:
-    """uint8 (B, H, W, 3) -> one uint8 image with this many columns, filled row by row; the rest of the last row is white."""
+    """uint8 (B, H, W, 3) -> one uint8 image with `columns` columns, filled row by row; empty cells are white."""
     num, height, width, _ = images.shape
     rows = -(-num // columns)
     grid = np.full((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), 255, np.uint8)

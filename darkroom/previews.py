@@ -1,4 +1,4 @@
-"""Images that training draws on the way, for people to look at. They shape no weights and no metrics."""
+"""Preview images during training. They change no weights and no metrics."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ COLUMNS = 8
 
 
 class SamplePreview:
-    """Samples of held-out captions by a U-Net in training, always of the same captions and seeds."""
+    """Samples of a U-Net in training, always from the same held-out captions and seeds."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class SamplePreview:
         clip: Path,  # folder
         diffusion: DiffusionConfig,
         held_out: LatentShards,  # its captions are the prompts
-        num: int,  # samples; captions repeat if there are fewer
+        num: int,  # number of samples; captions repeat if they are fewer
         batch_size: int,
     ) -> None:
         clip_towers = ClipTowers.load(clip)
@@ -37,7 +37,7 @@ class SamplePreview:
         self.batch_size = batch_size
 
     def grid(self, device: torch.device) -> np.ndarray:
-        """The samples side by side, uint8 (H, W, 3). `device` is that of the U-Net."""
+        """A grid of samples, uint8 (H, W, 3). `device` is that of the U-Net."""
         self.model.vae.to(device)
         self.model.clip.to(device)
         samples = self.model.sample(self.prompts, seeds=range(len(self.prompts)), batch_size=self.batch_size)

@@ -1,4 +1,4 @@
-"""Progress for people and for machines: a bar on a terminal, `::progress {json}` lines in a pipe."""
+"""Progress of a loop: a bar on a terminal, `::progress {json}` lines in a pipe."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 def progress(items: Iterable[Item], *, desc: str, total: int | None = None, initial: int = 0, unit: str = "it") -> Iterator[Item]:
-    """Yields `items` and shows how far it is and how much time is left.
+    """Yield `items` and show the progress and the time left.
 
     A terminal gets a bar. A pipe gets one line every few seconds, which the Prefect flow turns into a progress artifact:
     `::progress {"desc": "train_unet", "step": 120, "total": 600, "seconds_left": 84}`.
@@ -31,7 +31,7 @@ def progress(items: Iterable[Item], *, desc: str, total: int | None = None, init
         if now - last >= SECONDS_BETWEEN_LINES:
             _print_line(desc, step, total, seconds_per_step=(now - started) / (step - initial))
             last, printed = now, step
-    if last > started and step > printed:  # short work stays silent
+    if last > started and step > printed:  # short loops print nothing
         _print_line(desc, step, total, seconds_per_step=0.0)
 
 

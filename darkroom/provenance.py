@@ -1,9 +1,9 @@
-"""Output folders that know what made them: written whole or not at all, with an index.json that the reader checks.
+"""Output folders with an index.json: written completely or not at all, and checked by each reader.
 
 `index.json` holds `stage`, `params`, `inputs` (name -> fingerprint), `ancestors` (the inputs of the inputs), `files` (path -> bytes
-and sha256), `fingerprint` (sha256 of the files table) and `content` (what the stage adds). It has no clock, no run id and no hash of
-the code, so that an output is what its bytes are: a stage that runs again and makes the same bytes re-runs nothing behind it. The run
-id and the code identity lie beside it, in `data/runs/<stage>.json`.
+and sha256), `fingerprint` (sha256 of the files table) and `content` (added by the stage). It contains no time, no run id and no hash
+of the code: if a stage runs again and writes the same bytes, the stages behind it do not re-run. The run id and the code identity are
+in `data/runs/<stage>.json`.
 """
 
 import hashlib
@@ -34,10 +34,10 @@ def hash_file(path: Path) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields `path.tmp` to be filled (file or folder) and renames it to `path` at the end; on an error it is removed.
+    """Yield `path.tmp` (a file or folder to write) and rename it to `path` at the end; on an error, remove it.
 
     Raises:
-        OSError: e.g. the disk is full; nothing is left under either name but what was at `path` before.
+        OSError: e.g. the disk is full; then `path.tmp` is removed and `path` is not changed.
     """
     tmp = path.with_name(path.name + ".tmp")
     _remove(tmp)
@@ -53,7 +53,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Flushes a file, or a folder with all it holds, to the disk."""
+    """Flush a file, or a folder with everything in it, to the disk."""
     for item in [path, *sorted(path.rglob("*"))] if path.is_dir() else [path]:
         descriptor = os.open(item, os.O_RDONLY)
         try:
@@ -74,7 +74,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def files_table(folder: Path) -> dict[str, dict[str, Any]]:
-    """relative path -> {bytes, sha256} of every file below `folder` but its index.json."""
+    """relative path -> {bytes, sha256} of every file below `folder` except its index.json."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / INDEX)
     return {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": hash_file(path)} for path in files}
 
@@ -87,7 +87,7 @@ def write_index(
     inputs: dict[str, dict[str, Any]],  # name -> the input's own index
     content: dict[str, Any],
 ) -> None:
-    """Writes `folder/index.json` over the files that are there now."""
+    """Write `folder/index.json` for the files that are in the folder now."""
     files = files_table(folder)
     ancestors: dict[str, str] = {}
     for index in inputs.values():
@@ -102,18 +102,18 @@ def write_index(
         "fingerprint": hash_json(files),
         "content": content,
     }
-    lines = [f"{canonical_json(key)}: {canonical_json(value)}" for key, value in index.items()]  # tables of offsets are long
+    lines = [f"{canonical_json(key)}: {canonical_json(value)}" for key, value in index.items()]  # a line per key
     (folder / INDEX).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """The index of an output folder, after checking that every file it lists is there with its size.
+    """Read the index of an output folder and check that every file in it exists with its size.
 
     Raises:
-        ValueError: no index, or a file that is missing or of another size.
+        ValueError: the index is missing, or a file is missing or has another size.
     """
     if not (folder / INDEX).is_file():
-        raise ValueError(f"{folder} has no {INDEX}: it is not a finished output of a stage. Make it with `dvc repro`.")
+        raise ValueError(f"{folder / INDEX} not found, so {folder} is not a finished output of a stage. Make it with `dvc repro`.")
     index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     for name, entry in index["files"].items():
         file = folder / name
@@ -124,25 +124,25 @@ def read_index(folder: Path) -> dict[str, Any]:
         else:
             continue
         raise ValueError(
-            f"{file} {problem}, although {folder / INDEX} lists it: it was changed after stage `{index['stage']}` wrote it. "
+            f"{file} {problem}, but {folder / INDEX} lists it, so it was changed after stage `{index['stage']}` wrote it. "
             f"Restore it with `dvc checkout {folder}` or make it again with `dvc repro --force --single-item {index['stage']}`."
         )
     return index
 
 
 def check_lineage(indexes: dict[str, dict[str, Any]]) -> None:
-    """Refuses folders that do not belong together, e.g. a U-Net beside a VAE that it was not trained with.
+    """Check that folders belong together, e.g. that a U-Net was trained with this VAE.
 
     Args:
         indexes: name of an output (`vae`, `unet`) -> its index.
 
     Raises:
-        ValueError: one of them descends from another version of a second one.
+        ValueError: one of the folders was made from another version of a second one.
     """
     for name, index in indexes.items():
         for ancestor, fingerprint in index["ancestors"].items():
             if ancestor in indexes and indexes[ancestor]["fingerprint"] != fingerprint:
                 raise ValueError(
-                    f"`{name}` was made with another `{ancestor}` (fingerprint {fingerprint[:12]}) than the one given "
-                    f"({indexes[ancestor]['fingerprint'][:12]}). Use the folders of one run, or `dvc repro` to make `{name}` again."
+                    f"`{name}` was made from another `{ancestor}` (fingerprint {fingerprint[:12]}) than this one "
+                    f"({indexes[ancestor]['fingerprint'][:12]}). Use the folders of one run, or make `{name}` again with `dvc repro`."
                 )

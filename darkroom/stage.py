@@ -1,4 +1,4 @@
-"""What every stage does around its work: check parameters and inputs, write outputs whole, record the run, report errors."""
+"""Tasks that all stages share: check parameters and inputs, write complete outputs, record the run, report errors."""
 
 import argparse
 import errno
@@ -22,7 +22,7 @@ from darkroom.tracking.tracker import Tracker
 P = TypeVar("P", bound=Section)
 logger = logging.getLogger(__name__)
 
-RAW = "raw"  # the user's own folder: the one input that no stage writes
+RAW = "raw"  # the user's folder: the only input that no stage writes
 
 
 @dataclass
@@ -32,17 +32,17 @@ class Stage(Generic[P]):
     name: str
     params: P
     inputs: dict[str, Path]  # name -> folder or file; the index of a folder has been checked
-    outs: dict[str, Path]  # name -> temporary folder or file, which takes its real name when the stage has succeeded
+    outs: dict[str, Path]  # name -> temporary folder or file; renamed when the stage has succeeded
     indexes: dict[str, dict[str, Any]]  # name of an input folder -> its index.json
-    scratch: Path  # for checkpoints: survives a kill, is not an output; its name is a hash of parameters, inputs and code
+    scratch: Path  # for checkpoints; survives a kill, is not an output; its name is a hash of parameters, inputs and code
     tracker: Tracker
-    is_main: bool  # the one process that writes
+    is_main: bool  # True in the only process that writes
     content: dict[str, dict[str, Any]] = field(default_factory=dict)  # name of an output -> the stage's own part of its index.json
 
 
 @dataclass(frozen=True)
 class Contract(Generic[P]):
-    """What a stage reads, does and writes. Names are those below the data folder; a name with a suffix is a file, else a folder."""
+    """The contract of a stage. `reads` and `writes` are names below the data folder: with a suffix a file, else a folder."""
 
     name: str
     run: Callable[[Stage[P]], None]
@@ -76,10 +76,10 @@ class Contract(Generic[P]):
             )
 
     def execute(self, *, params_file: Path, data: Path) -> None:
-        """Runs the stage in this process.
+        """Run the stage in this process.
 
         Raises:
-            ValueError: a bad parameter; an input that is missing, damaged or of another run.
+            ValueError: a parameter is invalid, or an input is missing, damaged or from another run.
             OSError: the outputs could not be written.
         """
         params = cast(P, load_params(params_file)[self.name])
@@ -114,7 +114,7 @@ class Contract(Generic[P]):
                     write_index(outs[item], stage=self.name, params=params.model_dump(), inputs=indexes, content=content)
                 write_json(record, {**tracker.record, "code": code})
         if is_main:
-            shutil.rmtree(scratch, ignore_errors=True)  # the outputs are in place: a forced repetition starts anew
+            shutil.rmtree(scratch, ignore_errors=True)  # the outputs are in place; a forced re-run starts from the beginning
         logger.info("%s is done: %s", self.name, ", ".join(str(data / item) for item in self.writes))
 
 

@@ -1,4 +1,4 @@
-"""The Prefect artifacts of a flow run: progress bars, the table of stages, the graph, the change of the metrics."""
+"""The Prefect artifacts of a flow run: progress bars, table of stages, graph, change of the metrics."""
 
 import subprocess
 import sys
@@ -30,19 +30,19 @@ class ProgressBar:
 
 
 def publish(root: Path, table: list[dict[str, str]]) -> None:
-    """Creates the artifacts `stages` (a table) and `report` (markdown) of the running flow."""
-    create_table_artifact(key="stages", table=table, description="What each stage of dvc.yaml came to")
-    create_markdown_artifact(key="report", markdown=markdown(root), description="The metrics, and the graph")
+    """Create the artifacts `stages` (a table) and `report` (markdown) of the running flow."""
+    create_table_artifact(key="stages", table=table, description="State of each stage")
+    create_markdown_artifact(key="report", markdown=markdown(root), description="Metrics and graph")
 
 
 def markdown(root: Path) -> str:
-    """The change of the metrics since the last commit (their values, where there is no git), and the graph as mermaid."""
+    """The change of the metrics since the last commit (outside git: their values), and the graph as mermaid."""
     change = _dvc(root, "metrics", "diff", "--all", "--md")
     metrics = f"## Metrics since the last commit\n\n{change}" if change else f"## Metrics\n\n{_dvc(root, 'metrics', 'show', '--md')}"
     return f"{metrics}\n\n## Graph\n\n```mermaid\n{_dvc(root, 'dag', '--mermaid')}\n```\n"
 
 
 def _dvc(root: Path, *arguments: str) -> str:
-    """What the command prints, or nothing if DVC cannot do it here."""
+    """The output of a DVC command; empty if it fails."""
     done = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=root, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else ""

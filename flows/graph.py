@@ -20,29 +20,29 @@ class Policy(Section):
 
     retries: int = Field(default=0, ge=0)
     retry_delay: int = Field(default=10, ge=0)  # seconds
-    timeout: int = Field(default=86400, gt=0)  # seconds; then the stage is interrupted and may be retried
-    grace: int = Field(default=120, gt=0)  # seconds that an interrupted stage has to write its checkpoint
-    tags: list[str] = Field(default_factory=list)  # of the Prefect task; concurrency limits go by them
+    timeout: int = Field(default=86400, gt=0)  # seconds; then the stage is interrupted, and retried if `retries` allows
+    grace: int = Field(default=120, gt=0)  # seconds for an interrupted stage to write its checkpoint
+    tags: list[str] = Field(default_factory=list)  # of the Prefect task; its concurrency limits use them
 
 
 @dataclass(frozen=True)
 class Node:
-    """A stage, or a tracked data source (a .dvc file), which DVC must look at before the stages that read it."""
+    """A stage, or a tracked data source (a .dvc file), which DVC checks before the stages that read it."""
 
     name: str  # as DVC addresses it: STAGE, STAGE@ITEM of a matrix, FILE.dvc
     description: str
     policy: Policy
-    needs: tuple[str, ...]  # names of the nodes that make what this one reads
+    needs: tuple[str, ...]  # names of the nodes whose outputs this one reads
     is_source: bool
 
 
 def load(root: Path, targets: Sequence[str] = ()) -> list[Node]:
-    """The nodes that `targets` need (default: all), each after the ones that it needs itself.
+    """The nodes of `targets` (default: all) and those that they need, each after the nodes that it needs.
 
     A target is the name of a stage, of a .dvc file, or of a whole matrix.
 
     Raises:
-        ValueError: no DVC project at `root`, a mistake in dvc.yaml or in a policy, an unknown target.
+        ValueError: `root` is not a DVC project, dvc.yaml or a policy is invalid, or a target is unknown.
     """
     try:
         with contextlib.chdir(root), Repo(str(root)) as repo:  # names are relative to the current folder, whatever the root
@@ -59,8 +59,8 @@ def _resolve(target: str, stages: dict[str, Any]) -> list[str]:
     found = [name for name in stages if target in (name, name.split("@")[0])]
     if not found:
         near = difflib.get_close_matches(target, stages, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(stages)}."
-        raise ValueError(f"{target!r} is no stage of dvc.yaml; {hint}")
+        hint = f"did you mean {near[0]}?" if near else f"known stages: {', '.join(stages)}."
+        raise ValueError(f"{target!r} is not a stage of dvc.yaml; {hint}")
     return found
 
 
@@ -74,5 +74,5 @@ def _node(name: str, stage: Any, needs: tuple[str, ...]) -> Node:
     except ValidationError as error:
         problems = "; ".join(f"`{'.'.join(map(str, item['loc']))}`: {item['msg']}" for item in error.errors())
         where = f"meta.prefect of stage `{name}` in {Path(stage.path).name}"
-        raise ValueError(f"{where}: {problems}. Known: {', '.join(Policy.model_fields)}.") from error
+        raise ValueError(f"{where}: {problems}. Known keys: {', '.join(Policy.model_fields)}.") from error
     return Node(name, stage.desc or "", policy, needs, bool(stage.is_data_source))

@@ -28,21 +28,21 @@ running = Running()
 
 
 class RunParams(BaseModel):
-    """What to run; also the form that Prefect's page shows."""
+    """What to run. Prefect's page shows it as a form."""
 
     model_config = ConfigDict(extra="forbid")
 
-    targets: list[str] = Field(default=[], description="Stages to make up to date, with what they need; none = all")
+    targets: list[str] = Field(default=[], description="Stages to bring up to date, with the stages that they need; none = all")
     force: bool = Field(default=False, description="Run the stages even if nothing changed")
-    pull: bool = Field(default=False, description="Fetch missing inputs from the DVC remote, and only those that are needed")
-    jobs: int = Field(default=1, ge=1, le=MAX_JOBS, description="Stages at a time; more than one need room on the device")
+    pull: bool = Field(default=False, description="Fetch missing inputs from the DVC remote, only those that are needed")
+    jobs: int = Field(default=1, ge=1, le=MAX_JOBS, description="Stages that run at the same time; the device must have memory for them")
 
 
 @task(cache_policy=NO_CACHE, task_run_name="{name}")
 async def reproduce(name: str, root: Path, options: list[str], grace: float) -> State:
-    """`dvc repro --single-item NAME`. Its state is called Cached or Restored where DVC had nothing to run.
+    """`dvc repro --single-item NAME`. Its state is called Cached or Restored if DVC ran nothing.
 
-    A stage that fails is a state with the stage's own last lines, not an exception: nobody needs the way through Prefect.
+    If the stage fails, the state has the stage's last lines. It is not an exception, whose traceback would show only Prefect.
     """
     logger, bar = get_run_logger(), ProgressBar(name)
     last: deque[str] = deque(maxlen=50)
@@ -68,7 +68,7 @@ def _may_retry(*_: object) -> bool:
 
 @flow(name="pipeline", task_runner=ThreadPoolTaskRunner(max_workers=MAX_JOBS))  # type: ignore[arg-type]
 def pipeline(params: RunParams = RunParams()) -> State:  # noqa: B008  # immutable in use; Prefect takes the form's defaults from it
-    """Makes the stages of dvc.yaml up to date, each as a task that waits for the ones it needs."""
+    """Bring the stages of dvc.yaml up to date. Each is a task that waits for the tasks it needs."""
     root = Path.cwd()
     nodes = graph.load(root, params.targets)
     running.interrupted = False
@@ -79,7 +79,7 @@ def pipeline(params: RunParams = RunParams()) -> State:  # noqa: B008  # immutab
             runs[node.name] = _submit(node, root, params, [runs[need] for need in node.needs])
         for run in runs.values():
             run.wait()
-    except BaseException:  # Ctrl-C, or Prefect's own signal when the run is cancelled on its page
+    except BaseException:  # Ctrl-C, or Prefect's signal after the run is cancelled on its page
         running.interrupt_all()
         raise
     table = [_row(node, runs[node.name].state) for node in nodes]
@@ -90,7 +90,7 @@ def pipeline(params: RunParams = RunParams()) -> State:  # noqa: B008  # immutab
 
 
 def _wait_for_room(runs: list[Run], jobs: int) -> None:
-    """Returns when fewer than `jobs` of the tasks are under way."""
+    """Wait until fewer than `jobs` tasks are running."""
     under_way = [run for run in runs if not run.state.is_final() and run.state.name != "NotReady"]
     if len(under_way) >= jobs:
         finished = as_completed(under_way)
@@ -100,7 +100,7 @@ def _wait_for_room(runs: list[Run], jobs: int) -> None:
 
 def _submit(node: graph.Node, root: Path, params: RunParams, needs: list[Run]) -> Run:
     options = ["--force"] * (params.force and not node.is_source) + ["--pull", "--allow-missing"] * params.pull
-    prepared: Any = reproduce.with_options(  # Prefect's types know no submit of an async task with wait_for
+    prepared: Any = reproduce.with_options(  # Prefect's types do not cover submit(wait_for=...) of an async task
         name=node.name,
         description=node.description or None,
         tags=node.policy.tags,
@@ -129,20 +129,22 @@ def _interrupt(*_: object) -> NoReturn:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description=__doc__)
-    parser.add_argument("targets", nargs="*", help="stages to make up to date, with what they need (default: all)")
+    parser.add_argument("targets", nargs="*", help="stages to bring up to date, with the stages that they need (default: all)")
     parser.add_argument("--force", action="store_true", help="run them even if nothing changed")
-    parser.add_argument("--pull", action="store_true", help="fetch missing inputs from the DVC remote")
-    parser.add_argument("--jobs", type=int, default=1, choices=range(1, MAX_JOBS + 1), metavar="N", help="stages at a time (default: 1)")
+    parser.add_argument("--pull", action="store_true", help="fetch missing inputs from the DVC remote, only those that are needed")
+    parser.add_argument(
+        "--jobs", type=int, default=1, choices=range(1, MAX_JOBS + 1), metavar="N", help="stages that run at the same time (default: 1)"
+    )
     params = RunParams(**vars(parser.parse_args()))
-    signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: nothing may be left running
+    signal.signal(signal.SIGTERM, _interrupt)  # like Ctrl-C: no process may stay
     try:
-        graph.load(Path.cwd(), params.targets)  # a slip is found before Prefect starts
+        graph.load(Path.cwd(), params.targets)  # finds mistakes before Prefect starts
         with prefect_api():
             state = pipeline(params, return_state=True)
     except ValueError as error:
         sys.exit(f"flows.pipeline: {error}")
     except KeyboardInterrupt:
-        sys.exit("Interrupted. The same command goes on from the last checkpoints.")
+        sys.exit("Interrupted. The same command resumes from the last checkpoints.")
     if not state.is_completed():
         sys.exit(f"\n{state.message}")
 

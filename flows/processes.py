@@ -1,7 +1,7 @@
-"""Commands as process groups: their lines as they come, and an end that leaves nothing running.
+"""Commands as process groups: yields their output lines, and stops them without leaving a process behind.
 
-DVC and the stage below it get SIGINT together: DVC waits for the stage, the stage writes its checkpoint. What is still alive
-after `grace` seconds is killed, with the workers that a launcher put into sessions of their own.
+DVC and its stage get SIGINT together: the stage writes its checkpoint, DVC waits for it. Processes that are still alive after
+`grace` seconds are killed, including workers that a launcher started in other sessions.
 """
 
 import asyncio
@@ -21,18 +21,18 @@ import anyio
 import psutil
 
 SECONDS_BETWEEN_LOOKS = 0.05
-SECONDS_FOR_LAST_LINES = 5.0  # after a command has ended, for what it left behind to let go of its output
+SECONDS_FOR_LAST_LINES = 5.0  # after a command has ended: time for its leftover processes to close its output
 LISTENING = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
 
 
 class CommandError(Exception):
     def __init__(self, status: int) -> None:
-        super().__init__(f"ended with status {status}")
+        super().__init__(f"ended with exit status {status}")
         self.status = status
 
 
 class Running:
-    """The commands of this process, so that all can be interrupted at once from another thread."""
+    """The commands of this process, so that another thread can interrupt all of them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -48,7 +48,7 @@ class Running:
             self._graces.pop(pid, None)
 
     def interrupt_all(self) -> None:
-        """Sends SIGINT to all, waits for each as long as it has grace, then kills. A second Ctrl-C kills at once."""
+        """Send SIGINT to all, wait for each up to its `grace`, then kill them. A second Ctrl-C kills at once."""
         with self._lock:
             self.interrupted = True
             graces = dict(self._graces)
@@ -66,9 +66,9 @@ class Running:
 
 
 async def lines(argv: Sequence[str], *, cwd: Path, grace: float, running: Running) -> AsyncGenerator[str, None]:
-    """Runs a command and yields what it writes to stdout and stderr, line by line; a bar's `\\r` ends a line too.
+    """Run a command and yield the lines of its stdout and stderr. The `\\r` of a progress bar ends a line too.
 
-    Close it (`contextlib.aclosing`) or cancel it to stop the command; either returns after the command has ended.
+    To stop the command, close this generator (`contextlib.aclosing`) or cancel it; both return after the command has ended.
 
     Raises:
         CommandError: its exit status is not 0.
@@ -85,7 +85,7 @@ async def lines(argv: Sequence[str], *, cwd: Path, grace: float, running: Runnin
         stdout=its_output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-    )  # from here on nothing waits before `try`, so that no cancellation can come between
+    )  # no `await` between here and `try`, so that no cancellation can come between
     os.close(its_output)
     running.add(process.pid, grace)
     closer = asyncio.create_task(_close_output(process, pipe))
@@ -95,7 +95,7 @@ async def lines(argv: Sequence[str], *, cwd: Path, grace: float, running: Runnin
         if status := await _end(process):
             raise CommandError(status)
     finally:
-        with anyio.CancelScope(shield=True):  # a timeout cancels again and again; the retry must not start before the end
+        with anyio.CancelScope(shield=True):  # a timeout cancels repeatedly; the retry must not start before the command has ended
             await _stop(process, reader, grace)
             closer.cancel()
             pipe.close()
@@ -103,7 +103,7 @@ async def lines(argv: Sequence[str], *, cwd: Path, grace: float, running: Runnin
 
 
 def _listening(argv: Sequence[str]) -> Sequence[str]:
-    """The command, with ears for SIGINT: what a shell starts in the background ignores it, and so would all that it starts."""
+    """The command with SIGINT switched on: a process that a shell starts in the background ignores it, and so do its children."""
     return [sys.executable, "-c", LISTENING, *argv] if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else argv
 
 
@@ -119,14 +119,14 @@ async def _split(stream: asyncio.StreamReader) -> AsyncGenerator[str, None]:
 
 
 async def _end(process: subprocess.Popen[bytes]) -> int:
-    """The exit status, once there is one. asyncio's own would also wait for everybody who still holds the pipe."""
+    """Wait for the exit status. asyncio's own wait also waits for all processes that still hold the pipe."""
     while (status := process.poll()) is None:
         await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
     return status
 
 
 async def _close_output(process: subprocess.Popen[bytes], pipe: asyncio.ReadTransport) -> None:
-    """Kills what outlives its command in its group, and stops listening to what left the group with the pipe in its hands."""
+    """After the command, kill the rest of its group, and close the pipe that processes outside the group may still hold."""
     await _end(process)
     await asyncio.sleep(SECONDS_FOR_LAST_LINES)
     signal_group(process.pid, signal.SIGKILL)
@@ -140,7 +140,7 @@ async def _stop(process: subprocess.Popen[bytes], reader: asyncio.StreamReader, 
     relatives = family(process.pid)
     signal_group(process.pid, signal.SIGINT)
     with anyio.move_on_after(grace):
-        while await reader.read(1 << 16):  # else it would block on a full pipe while it says goodbye
+        while await reader.read(1 << 16):  # else the command would block on a full pipe
             pass
         await _end(process)
     kill(process.pid, relatives)
@@ -148,7 +148,7 @@ async def _stop(process: subprocess.Popen[bytes], reader: asyncio.StreamReader, 
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """The process and all below it. Taken before a signal: children of a dead process cannot be found any more."""
+    """The process and its descendants. Call it before sending a signal: the children of a dead process cannot be found."""
     try:
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -162,12 +162,12 @@ def signal_group(pid: int, number: signal.Signals) -> None:
 
 
 def kill(pid: int, relatives: list[psutil.Process]) -> None:
-    """Kills the group, and of `relatives` and their children those that are alive."""
+    """Kill the group, and all `relatives` and their children that are still alive."""
     everyone = {*relatives, *(child for relative in relatives for child in family(relative.pid) if relative.is_running())}
     signal_group(pid, signal.SIGKILL)
     for process in everyone:
         with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()  # psutil checks that the number still belongs to the same process
+            process.kill()  # psutil checks that the id still belongs to the same process
 
 
 def _is_alive(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""Servers on loopback ports, each in a process group of its own, so that Ctrl-C in a terminal reaches us first and not them."""
+"""Servers on loopback ports, each in its own process group, so that Ctrl-C in a terminal reaches only this process."""
 
 import atexit
 import os
@@ -26,13 +26,13 @@ SECONDS_BETWEEN_LOOKS = 0.3
 
 @dataclass(frozen=True)
 class Server:
-    """A server process and where it answers."""
+    """A server process and its addresses."""
 
     name: str
     process: subprocess.Popen[bytes]
     address: str
-    page: str  # what to open in a browser
-    health: str  # what answers 200 when it is up
+    page: str  # to open in a browser
+    health: str  # answers 200 when the server is up
     log: Path
 
 
@@ -47,7 +47,7 @@ def start(
     settings: dict[str, str] | None = None,
     logs: Path = LOGS,
 ) -> Server:
-    """Starts a server; `settings` are added to its environment, what it writes goes to a file in `logs`."""
+    """Start a server. `settings` are added to its environment; its output goes to a file in `logs`."""
     logs.mkdir(parents=True, exist_ok=True)
     log, address = logs / f"{name.lower()}-{port}.log", f"http://{HOST}:{port}"
     with log.open("wb") as file:
@@ -65,21 +65,21 @@ def start(
 
 def start_mlflow(port: int, running: Running) -> Server:
     argv = [sys.executable, "-m", "darkroom.tracking.server", "--host", HOST, "--port", str(port)]
-    page = "/#/experiments?workflowType=machine_learning"  # else it opens among chats and prompts
+    page = "/#/experiments?workflowType=machine_learning"  # else MLflow opens its page of chats and prompts
     return start("MLflow", argv, port=port, health="/health", running=running, page=page)
 
 
 def start_prefect(port: int, running: Running) -> Server:
     argv = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
-    settings = {"PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api"}  # else the page looks for its data on port 4200
+    settings = {"PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api"}  # else the page reads its data from port 4200
     return start("Prefect", argv, port=port, health="/api/ready", running=running, settings=settings)
 
 
 def wait_until_up(server: Server) -> None:
-    """Returns when the server answers.
+    """Wait until the server answers.
 
     Raises:
-        ValueError: it ended, or did not answer in time; the end of its log is in the message.
+        ValueError: the server ended, or did not answer in time. The message has the end of its log.
     """
     deadline = time.monotonic() + SECONDS_TO_START
     while time.monotonic() < deadline and server.process.poll() is None:
@@ -93,14 +93,14 @@ def wait_until_up(server: Server) -> None:
 
 
 def choose_port(wanted: int | None = None, usual: int | None = None) -> int:
-    """`wanted`; without it the usual one; any free one if that is taken.
+    """Return `wanted`. Without it return `usual`, or any free port if that is in use.
 
     Raises:
-        ValueError: `wanted` is taken.
+        ValueError: `wanted` is in use.
     """
     if wanted is not None:
         if not _is_free(wanted):
-            raise ValueError(f"Port {wanted} is taken by another program; give another one, or none to let me choose.")
+            raise ValueError(f"Port {wanted} is in use; give another port, or none to use a free one.")
         return wanted
     if usual is not None and _is_free(usual):
         return usual
@@ -111,7 +111,7 @@ def choose_port(wanted: int | None = None, usual: int | None = None) -> int:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port whose last user has just ended is free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port whose last server has just ended is free
         try:
             probe.bind((HOST, port))
         except OSError:
@@ -121,17 +121,17 @@ def _is_free(port: int) -> bool:
 
 @contextmanager
 def prefect_api() -> Iterator[None]:
-    """Prefect's API for one flow run: the server that PREFECT_API_URL names, or one of our own until this process ends.
+    """Prefect's API for one flow run: the server that PREFECT_API_URL names, or our own one until this process ends.
 
-    Prefect would start one too, in our process group: Ctrl-C would end it before the flow could tell it how it ended.
+    Prefect would start a server in our process group: Ctrl-C would end it before the flow could report its own end.
     """
     if PREFECT_API_URL.value():
         yield
         return
     running = Running()
-    atexit.register(running.interrupt_all)  # after Prefect's own, registered later, have sent the last logs and events
+    atexit.register(running.interrupt_all)  # runs after Prefect's handlers, which send the last logs and events
     server = start_prefect(choose_port(), running)
-    print("Starting a Prefect server for this run (PREFECT_API_URL would name one that stays: python -m flows.ui).", flush=True)
+    print("Starting a Prefect server for this run. To use a permanent server, run `make ui` and set PREFECT_API_URL.", flush=True)
     wait_until_up(server)
     with temporary_settings({PREFECT_API_URL: f"{server.address}/api"}):
         yield

@@ -12,10 +12,10 @@ from flows.servers import SECONDS_BETWEEN_LOOKS, Server, choose_port, start_mlfl
 
 
 def serve(mlflow_port: int | None, prefect_port: int | None, running: Running) -> None:
-    """Starts the servers that the environment does not name already, prints their addresses, and watches them.
+    """Start the servers that the environment does not name, print their addresses, and watch them.
 
     Raises:
-        ValueError: a port is taken, or a server did not start or has ended.
+        ValueError: a port is in use, or a server did not start or has ended.
     """
     servers = []
     if (address := os.environ.get("MLFLOW_TRACKING_URI", "")).startswith("http"):
@@ -34,13 +34,13 @@ def _watch(servers: list[Server]) -> None:
         wait_until_up(server)
         print(f"{server.name:<8} {server.page}", flush=True)
         if server.name == "Prefect":
-            print(f"         to see a run as it goes: PREFECT_API_URL={server.address}/api python -m flows.pipeline", flush=True)
+            print(f"         to show a run here: PREFECT_API_URL={server.address}/api python -m flows.pipeline", flush=True)
     if servers:
-        print("Ctrl-C stops them.", flush=True)
+        print("Ctrl-C stops the servers.", flush=True)
     while servers:
         for server in servers:
             if server.process.poll() is not None:
-                raise ValueError(f"{server.name} has ended by itself; see {server.log}.")
+                raise ValueError(f"{server.name} has ended unexpectedly; see {server.log}.")
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
@@ -50,8 +50,8 @@ def _interrupt(*_: object) -> NoReturn:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.ui", description=__doc__)
-    parser.add_argument("--mlflow-port", type=int, metavar="PORT", help="(default: 5000, or a free one if that is taken)")
-    parser.add_argument("--prefect-port", type=int, metavar="PORT", help="(default: 4200, or a free one if that is taken)")
+    parser.add_argument("--mlflow-port", type=int, metavar="PORT", help="default: 5000, or a free port if that is in use")
+    parser.add_argument("--prefect-port", type=int, metavar="PORT", help="default: 4200, or a free port if that is in use")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)
     running = Running()

@@ -1,4 +1,4 @@
-"""What DVC and the stages print, understood: verdicts, progress, and the lines that say why a stage failed."""
+"""Parser of the output of DVC and the stages: verdicts, progress, and the error lines of a stage."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ MAX_ERROR_LINES = 12
 
 
 def verdict(name: str, line: str) -> str | None:
-    """The name of the Prefect state that this line of DVC gives to stage `name`."""
+    """The name of the Prefect state that this line of DVC's output means for stage `name`."""
     if f"'{name}' didn't change, skipping" in line:
         return "Cached"
     if f"'{name}' is cached - skipping run" in line:
@@ -30,13 +30,13 @@ def progress(line: str) -> dict[str, Any] | None:
 
 
 def percent(fields: dict[str, Any]) -> float | None:
-    """0 to 100; None where the total is not known."""
+    """Progress from 0 to 100; None if the total is unknown."""
     total = fields.get("total")
     return min(100.0, 100.0 * fields["step"] / total) if total else None
 
 
 def error(lines: Sequence[str]) -> str:
-    """The stage's own last words out of the last lines of `dvc repro`; DVC's, where the stage said nothing."""
+    """The error of a stage, from the last lines of `dvc repro`: the stage's own lines, or DVC's if the stage printed none."""
     own = [line for line in lines if not line.startswith(NOISE)]
     chosen = own or [line for line in lines if line.startswith("ERROR: ")]
     return "\n".join(chosen[-MAX_ERROR_LINES:])

@@ -1,8 +1,8 @@
 """cache_latents: the training data of the U-Net, computed once.
 
 Reads data/shards, data/vae, data/clip. Writes data/latents: the posterior mean and standard deviation of each photo (not a
-sample of the posterior, which training draws anew each time) and, with `flip`, of its mirror image; the token embeddings of each
-distinct caption and of the empty prompt. The VAE is measured on held-out photos first: if `gate` refuses it, no U-Net is trained.
+sample of the posterior: training draws one at each step) and, with `flip`, of its mirror image; the token embeddings of each
+distinct caption and of the empty prompt. The VAE is measured on held-out photos first: if it misses a limit of `gate`, the stage fails.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""evaluate: samples of held-out captions, measured against held-out photos.
+"""evaluate: samples from held-out captions, compared with held-out photos.
 
 Reads data/shards, data/vae, data/clip, data/unet. Writes data/report: metrics.json, report.html (one file, works offline)
 and pictures/. Distances are in the features of a named extractor; docs/evaluate.md explains each metric.
@@ -75,7 +75,7 @@ def run(stage: Stage[EvaluateParams]) -> None:
 
 
 def choose_sources(held_out: Sequence[str], train: set[str], num: int) -> list[int]:
-    """Rows of held-out captions, first those that no training photo has; from the start again if they are too few."""
+    """Rows of held-out captions, starting with captions that no training photo has; rows repeat if `num` is larger."""
     ordered = sorted(range(len(held_out)), key=lambda row: held_out[row] in train)
     return [ordered[index % len(ordered)] for index in range(num)]
 
@@ -85,7 +85,7 @@ def bound_likelihood(model: TextToImage, pixels: PixelLikelihood, held_out: Imag
 
     def denoiser_for(captions: Sequence[str]) -> Denoise:
         context = model.clip.encode_tokens(model.clip.tokenize(captions).to(model.device))
-        net = classifier_free(model.unet, context, context, guidance_scale=1)
+        net = classifier_free(model.unet, context, context, scale=1)
         return make_denoiser(net, model.config.schedule, model.config.prediction)
 
     return likelihood_metrics(

@@ -1,8 +1,8 @@
-"""ingest: photos and captions to square pictures in WebDataset shards, with a report of what was left out.
+"""ingest: photos and captions to square images in WebDataset shards, with a report of rejected photos.
 
-Reads data/raw: any tree of images, never changed; captions from text files, metadata tables or the names of folders.
+Reads data/raw, a tree of images that is never changed; captions come from text files, metadata tables or folder names.
 Writes data/shards: {train,val}-*.tar, with the byte offset of every member in index.json. Writes data/doctor:
-report.html and one line a photo in accepted.jsonl, rejected.jsonl, duplicates.jsonl, ignored.jsonl.
+report.html and one line per photo in accepted.jsonl, rejected.jsonl, duplicates.jsonl, ignored.jsonl.
 """
 
 import logging
@@ -52,7 +52,7 @@ def to_sample(photo: Accepted, picture: bytes, member: str) -> Sample:
 
 
 def describe(findings: Findings, params: IngestParams, tables: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """What index.json says of the shards."""
+    """The `content` of the shards' index.json."""
     return {
         "size": params.side,
         "format": params.format,

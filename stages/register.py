@@ -1,7 +1,6 @@
-"""A new version in the MLflow registry, and the gate's decision.
+"""register: a new version in the MLflow registry; the gate decides on its promotion.
 
-reads: data/vae, data/clip, data/unet, data/report, and the run ids in data/runs
-writes: data/registered.json (the decision record), data/runs/register.json
+Reads data/vae, data/clip, data/unet, data/report, and the run ids in data/runs. Writes data/registered.json (the decision record).
 """
 
 import json
@@ -30,8 +29,8 @@ def run(stage: Stage[RegisterParams]) -> None:
         run_id = stage.tracker.record["run_id"]
         if run_id is None:
             raise ValueError(
-                "MLflow could not be used (the warning above says why), so the model cannot be registered. Repair it or check "
-                "MLFLOW_TRACKING_URI and run the same command again; DARKROOM_TRACKING=off leaves the registry out."
+                "The model cannot be registered, because MLflow is not available (see the warning above). Check MLFLOW_TRACKING_URI "
+                "and run the same command again, or set DARKROOM_TRACKING=off to skip the registry."
             )
         lineage = _lineage(stage)
         bundle = _bundle(stage, lineage, report)
@@ -53,7 +52,7 @@ def _bundle(stage: Stage[RegisterParams], lineage: dict[str, str], report: Repor
 
 
 def _lineage(stage: Stage[RegisterParams]) -> dict[str, str]:
-    """Commit, our fingerprint and DVC's md5 of everything the model descends from, and the run that made each of them."""
+    """Commit; our fingerprint and DVC's md5 of each input and ancestor of the model; the runs that made them."""
     data = stage.inputs["vae"].parent
     fingerprints = {name: index["fingerprint"] for name, index in stage.indexes.items()}
     for index in stage.indexes.values():

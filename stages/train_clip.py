@@ -1,4 +1,4 @@
-"""train_clip: the text encoder that conditions the U-Net, and the image encoder that evaluation measures with.
+"""train_clip: the text encoder that conditions the U-Net, and the image encoder that evaluation uses.
 
 Reads data/shards. Writes data/clip: open_clip_config.json and open_clip_model.safetensors (open_clip loads the folder by
 `local-dir:data/clip`), metrics.json and curves/. Modes: `pretrained` uses a model as it is, `finetune` trains it further,

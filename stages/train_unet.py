@@ -1,7 +1,7 @@
 """train_unet: the denoiser, a cross-attention U-Net on cached latents.
 
-Reads data/latents, and data/vae and data/clip for the samples it draws on the way. Writes data/unet in diffusers'
-layout (EMA of the weights), diffusion.json (schedule, prediction, defaults of sampling), metrics.json, curves/ and samples.png.
+Reads data/latents, and data/vae and data/clip for preview samples. Writes data/unet in diffusers'
+layout (EMA of the weights), diffusion.json (schedule, prediction, sampling defaults), metrics.json, curves/ and samples.png.
 `init:` starts from such a folder; `lora:` then trains an adapter, which is written to lora/ and merged into the published U-Net.
 `steps: 0` uses the U-Net of `init` as it is.
 """

@@ -79,6 +79,13 @@ def our_modules(tree: ast.AST) -> set[str]:
     return names
 
 
+@pytest.mark.parametrize("option", ["guidance_scale", "guidance_rescale", "guidance_interval", "clip_guidance_scale", "negative_prompt"])
+def test_a_drawing_option_stands_in_few_places(option: str) -> None:
+    """Beside the room of exchange, where diffusers has names of its own."""
+    files = [path for name, path in FILES.items() if not inside(name, "darkroom.interchange")]
+    assert len([path for path in files if re.search(rf"\b{option}\b", path.read_text(encoding="utf-8"))]) <= 4
+
+
 def closure(names: set[str]) -> set[str]:
     """These modules and all of ours that they import, directly or not."""
     found: set[str] = set()

@@ -58,10 +58,10 @@ def test_the_same_seed_gives_the_same_bytes(finished, tmp_path, monkeypatch):
 
 
 def test_the_model_draws_and_a_seed_is_a_picture(finished):
-    artist = TextToImage.load(finished / "data")
+    model = TextToImage.load(finished / "data")
     prompts = ["a sitting orange cat", "a white cat", "a sitting orange cat"]
-    together = artist.sample(prompts, seeds=[17, 3, 4], batch_size=2)
-    alone = artist.sample(prompts[:1], seeds=[17])
+    together = model.sample(prompts, seeds=[17, 3, 4], batch_size=2)
+    alone = model.sample(prompts[:1], seeds=[17])
     assert together.shape == (3, 16, 16, 3)
     assert together.dtype == np.uint8
     assert np.abs(together[0].astype(int) - alone[0]).max() <= 1  # the same but for rounding in another batch
@@ -69,21 +69,21 @@ def test_the_model_draws_and_a_seed_is_a_picture(finished):
 
 
 def test_given_noise_replaces_the_seeds(finished):
-    artist = TextToImage.load(finished / "data")
-    noise = torch.stack([torch.randn(artist.latent_shape, generator=torch.Generator().manual_seed(5))])
-    from_noise = artist.sample(["a cat"], seeds=[0], noise=noise)
-    np.testing.assert_array_equal(from_noise, artist.sample(["a cat"], seeds=[5]))
+    model = TextToImage.load(finished / "data")
+    noise = torch.stack([torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(5))])
+    from_noise = model.sample(["a cat"], seeds=[0], noise=noise)
+    np.testing.assert_array_equal(from_noise, model.sample(["a cat"], seeds=[5]))
 
 
 def test_what_the_model_cannot_draw_is_refused_by_name(finished):
-    artist = TextToImage.load(finished / "data")
+    model = TextToImage.load(finished / "data")
     with pytest.raises(ValueError, match="sampler is 'eulr'; must be one of ddpm, ddpm_beta, ddim"):
-        artist.sample(["a cat"], seeds=[0], sampler="eulr")
+        model.sample(["a cat"], seeds=[0], sampler="eulr")
     with pytest.raises(ValueError, match="steps is 0"):
-        artist.sample(["a cat"], seeds=[0], steps=0)
+        model.sample(["a cat"], seeds=[0], steps=0)
     with pytest.raises(ValueError, match="2 prompts but 1 seeds"):
-        artist.sample(["a cat", "a dog"], seeds=[0])
-    with pytest.raises(ValueError, match="no folder clip/"):
+        model.sample(["a cat", "a dog"], seeds=[0])
+    with pytest.raises(ValueError, match="clip/ not found"):
         TextToImage.load(finished)
 
 
@@ -109,9 +109,9 @@ def test_a_shard_deleted_behind_dvcs_back_is_named(workspace):
 def test_a_model_beside_a_vae_that_it_was_not_trained_with_is_refused(workspace):
     write_params(workspace / "params.yaml", train_vae={"seed": 1})
     run_stage("train_vae", workspace)
-    with pytest.raises(ValueError, match="was made with another `vae`"):
+    with pytest.raises(ValueError, match="was made from another `vae`"):
         run_stage("evaluate", workspace)
-    with pytest.raises(ValueError, match="was made with another `vae`"):
+    with pytest.raises(ValueError, match="was made from another `vae`"):
         TextToImage.load(workspace / "data")
 
 

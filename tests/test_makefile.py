@@ -65,7 +65,7 @@ def test_a_python_that_is_too_old_or_not_there_is_told(clone: Path, python: str)
     pretend(clone, "too-old", "exit 1")
     ended = make(clone, "install", f"PYTHON={python}", "VENV=another")
     assert ended.returncode != 0
-    assert "Darkroom needs Python 3.11 or newer" in ended.stdout
+    assert "Darkroom requires Python 3.11 or newer" in ended.stdout
     assert not (clone / "another").exists()
 
 
@@ -84,7 +84,7 @@ def test_demo_takes_the_photos_that_are_there(clone: Path) -> None:
     (clone / "data" / "raw").mkdir(parents=True)
     (clone / "data" / "raw" / "mine.jpg").touch()
     ended = make(clone, "demo")
-    assert "data/raw is not empty: training on what is there." in ended.stdout
+    assert "data/raw is not empty: training on its photos." in ended.stdout
     assert not [call for call in calls(clone) if call.startswith("darkroom")]
     assert [path.name for path in (clone / "data" / "raw").iterdir()] == ["mine.jpg"]
 

@@ -89,7 +89,7 @@ def test_an_edit_that_can_change_bytes_reruns_the_stages_that_reach_it(tree: Pat
         pytest.param(
             "class TrainVaeParams(TrainingParams):", "class TrainVaeParams(TrainingParams):\n    dummy: int = 3", id="new parameter"
         ),
-        pytest.param('Option("Method of sampling"', 'Option("Sampling method"', id="help of a drawing option"),
+        pytest.param('Option("Sampler"', 'Option("Sampling method"', id="help of a drawing option"),
         pytest.param("COLUMNS = 8\n\n\nclass SamplePreview", "COLUMNS = 4\n\n\nclass SamplePreview", id="preview"),
         pytest.param("SECONDS_BETWEEN_LINES = 5.0", "SECONDS_BETWEEN_LINES = 4.0", id="progress"),
         pytest.param("SECONDS_TO_WAIT_FOR_LOCK = 120", "SECONDS_TO_WAIT_FOR_LOCK = 60", id="tracking"),

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from darkroom.provenance import read_index
+import darkroom.stage
+from darkroom.provenance import hash_json, read_index
+from darkroom.source_code import code_identity
 from darkroom.stage import Contract, Stage
 from tests.tiny_run import write_params
 
@@ -93,3 +95,28 @@ def test_a_failed_repetition_keeps_the_last_good_output(command, tmp_path):
     with pytest.raises(SystemExit):
         command(fail)
     assert read_index(tmp_path / "data" / "shards") == before
+
+
+def test_a_killed_run_does_not_go_on_under_other_code_parameters_or_inputs(command, tmp_path, monkeypatch):
+    """The folder of the checkpoints is another one."""
+    folders: list[Path] = []
+
+    def look(stage: Stage) -> None:
+        folders.append(stage.scratch)
+        write_outputs(stage)
+
+    command(look)
+    command(look)
+    monkeypatch.setattr(darkroom.stage, "code_identity", lambda name: {f"stages.{name}:run": "another"})
+    command(look)
+    write_params(tmp_path / "params.yaml", ingest={"side": 32})
+    command(look)
+    assert folders[0] == folders[1]
+    assert len(set(folders)) == 3
+
+
+def test_the_record_of_a_run_names_the_code_and_the_index_does_not(command, tmp_path):
+    command(write_outputs)
+    record = json.loads((tmp_path / "data" / "runs" / "ingest.json").read_text())
+    assert record["code"] == hash_json(code_identity("ingest"))
+    assert "code" not in read_index(tmp_path / "data" / "shards")

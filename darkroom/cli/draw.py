@@ -21,7 +21,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exi
 
 
 def drawing_options(act: Act) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Puts the options of `Request` in the place of a command's `**options`, explained as they are there."""
+    """Replace a command's `**options` by the options of `Request`, with their help."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command)
@@ -34,7 +34,7 @@ def drawing_options(act: Act) -> Callable[[Callable[..., None]], Callable[..., N
 
 
 def _parameter(name: str) -> inspect.Parameter:
-    """None, the default, leaves it to the model and the request."""
+    """None, the default, means the default of the model or of the request."""
     kind, option = HINTS[name]
     names = f": {', '.join(choices(name))}" if choices(name) else ""
     notes = typer.Option(
@@ -49,25 +49,23 @@ def _parameter(name: str) -> inspect.Parameter:
 
 @drawing_options("sample")
 def sample(
-    prompt: Annotated[list[str], typer.Option(metavar="TEXT", help="What to draw; may be given again")],
+    prompt: Annotated[list[str], typer.Option(metavar="TEXT", help="Prompt; may be given again")],
     out: Out,
     model: Model = "data",
-    seed: Annotated[list[int], typer.Option(metavar="N", help="May be given again")] = [0],  # noqa: B006
+    seed: Annotated[list[int], typer.Option(metavar="N", help="Seed; may be given again")] = [0],  # noqa: B006
     force: Force = False,
     image: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="An image to begin with; its middle is cut out and resized"),
+        typer.Option(metavar="FILE", help="Image to start from; its middle is cut out and resized"),
     ] = None,
-    mask: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="An image of the size of --image: white is repainted, black stays")
-    ] = None,
+    mask: Annotated[Path | None, typer.Option(metavar="FILE", help="Image of the size of --image: white is repainted, black stays")] = None,
     **options: Any,
 ) -> None:
-    """Draw images of prompts with a trained model.
+    """Draw images from prompts with a trained model.
 
     Draws one image for each pair of prompt and seed: a row for each prompt, a column for each seed.
-    The same prompt, seed and options draw the same image. With --image it begins with an image, with --mask
-    it repaints a part of it.
+    The same prompt, seed and options give the same image. --image starts from an image; --mask repaints a part
+    of it.
 
     Examples:
       darkroom sample --model data --prompt 'a sitting orange cat with green eyes, at night' --out cat.png
@@ -101,19 +99,19 @@ def sample(
 
 @drawing_options("edit")
 def edit(
-    image: Annotated[Path, typer.Option(metavar="FILE", help="The photo; its middle is cut out and resized")],
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What the photo shows, in words that the model knows")],
-    to: Annotated[list[str], typer.Option(metavar="TEXT", help="What to show instead; may be given again")],
+    image: Annotated[Path, typer.Option(metavar="FILE", help="Photo; its middle is cut out and resized")],
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="Prompt that describes the photo, in words that the model knows")],
+    to: Annotated[list[str], typer.Option(metavar="TEXT", help="New prompt; may be given again")],
     out: Out,
     model: Model = "data",
     force: Force = False,
     iterations: Annotated[int, typer.Option(metavar="N", help="Network evaluations per step of the inversion; more is more exact")] = 3,
     **options: Any,
 ) -> None:
-    """Draw a photo again under another prompt.
+    """Redraw a photo under another prompt.
 
-    Finds the noise that the model draws the photo from under its own prompt (DDIM inversion), and draws the same
-    noise under another prompt: what the prompts have in common tends to stay.
+    Finds the noise from which the model draws the photo under the photo's prompt (DDIM inversion). Then draws from
+    this noise under another prompt: content that both prompts share tends to stay.
 
     Examples:
       darkroom edit --image photo.png --prompt 'a sitting black cat, at night' --to 'a sitting white cat, at night' --out white.png
@@ -132,19 +130,18 @@ def edit(
 
 @drawing_options("interpolate")
 def interpolate(
-    prompt: Annotated[list[str], typer.Option(metavar="TEXT", help="A stop on the way; may be given again")],
+    prompt: Annotated[list[str], typer.Option(metavar="TEXT", help="Prompt of a stop; may be given again")],
     out: Out,
     model: Model = "data",
-    seed: Annotated[list[int], typer.Option(metavar="N", help="A stop on the way; may be given again")] = [0],  # noqa: B006
-    num: Annotated[int, typer.Option(metavar="N", help="Number of images, with the first and the last stop")] = 7,
+    seed: Annotated[list[int], typer.Option(metavar="N", help="Seed of a stop; may be given again")] = [0],  # noqa: B006
+    num: Annotated[int, typer.Option(metavar="N", help="Number of images, including those of the first and the last stop")] = 7,
     force: Force = False,
     **options: Any,
 ) -> None:
-    """Draw the images between two seeds or two prompts.
+    """Draw images between two seeds or two prompts.
 
-    Draws a strip of images on the way from one prompt and seed to the next: contexts are mixed evenly, noises turned
-    from one to the other. Give two or more prompts, or seeds, or both (then as many of each).
-    The sampler must be one without fresh noise, e.g. ddim, heun or dpmpp_2m.
+    Draws a strip of images from the first prompt or seed (stop) to the last. Give two or more prompts, or two or more
+    seeds, or the same number of both. The sampler must be one without fresh noise, e.g. ddim, heun or dpmpp_2m.
 
     Examples:
       darkroom interpolate --prompt 'a sitting black cat, at night' --seed 1 --seed 2 --out seeds.png

@@ -14,13 +14,13 @@ WHITE = 128  # of 255: from here on a mask means "repaint"
 
 
 def check_out(path: Path, *, force: bool) -> None:
-    """Before the model is loaded, which takes longer than reading a message."""
+    """Check --out. Call it before loading the model, which takes long."""
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise ValueError(f"--out {path} must end in one of {', '.join(IMAGE_SUFFIXES)}.")
     if path.is_dir():
-        raise ValueError(f"--out {path} is a folder; name a file.")
+        raise ValueError(f"--out {path} is a folder; must be a file.")
     if path.exists() and not force:
-        raise ValueError(f"{path} exists already. Name another file, or give --force to replace it.")
+        raise ValueError(f"{path} already exists. Give another file, or --force to replace it.")
 
 
 def check_in(path: Path | None, option: str) -> None:
@@ -29,7 +29,7 @@ def check_in(path: Path | None, option: str) -> None:
 
 
 def write_images(path: Path, images: "np.ndarray", *, columns: int) -> None:
-    """uint8 (B, H, W, 3) side by side in one file, `columns` in a row; says so."""
+    """uint8 (B, H, W, 3) side by side in one file, `columns` per row; print the path."""
     from PIL import Image
 
     from darkroom.pixels import picture_grid
@@ -52,7 +52,7 @@ def read_mask(path: Path, size: tuple[int, int], image: Path) -> "np.ndarray":
     """bool (*size), True where the file is white; cut as `image` is.
 
     Raises:
-        ValueError: it has another size than the image that it belongs to.
+        ValueError: its size is not that of the image.
     """
     from darkroom.data.picture import read_upright
 

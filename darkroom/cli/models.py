@@ -15,10 +15,12 @@ def import_model(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder")],
     prediction: Annotated[
         Prediction | None,
-        typer.Option(metavar="NAME", help="What the U-Net predicts: epsilon or v_prediction; for single files of 2.x, which do not say it"),
+        typer.Option(
+            metavar="NAME", help="What the U-Net predicts: epsilon or v_prediction; for single files of 2.x, which do not contain it"
+        ),
     ] = None,
 ) -> None:
-    """Make a model folder of a Stable Diffusion 1.x or 2.x.
+    """Import a Stable Diffusion 1.x or 2.x as a model folder.
 
     Reads a diffusers pipeline folder, a single file (.safetensors, .ckpt) or a model of the Hugging Face hub,
     and writes a new folder with clip/, vae/ and unet/, to draw with or to train from.
@@ -44,7 +46,7 @@ def export_model(
     """Write a model for diffusers, ComfyUI, A1111.
 
     Writes a trained or imported model as a diffusers pipeline folder, or as a single file.
-    A model card says how to load it, and where other programs would draw something else.
+    Its model card explains how to load it, and where other programs need other settings.
 
     Examples:
       darkroom export data exported --format diffusers
@@ -62,7 +64,7 @@ def promote(
 ) -> None:
     """Make a registered version the champion, whatever the gate decided.
 
-    Points `champion` at a version of a registered model, and `previous` at the champion until now.
+    Sets `champion` to a version of a registered model, and `previous` to the old champion.
 
     Examples:
       darkroom promote darkroom
@@ -76,7 +78,7 @@ def promote(
 def rollback(model: Registered) -> None:
     """Make the previous champion the champion again.
 
-    Swaps `champion` and `previous` of a registered model; doing it twice changes nothing.
+    Swaps `champion` and `previous` of a registered model. A second rollback undoes the first.
 
     Examples:
       darkroom rollback darkroom

@@ -10,12 +10,12 @@ def demo_data(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder")],
     num_cats: Annotated[int, typer.Option(metavar="N", help="Number of images")] = 3000,
     size: Annotated[int, typer.Option(metavar="PX", help="Side of the square images")] = 32,
-    seed: Annotated[int, typer.Option(metavar="N", help="Another seed draws other cats")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the cats")] = 0,
 ) -> None:
     """Draw captioned cartoon cats to train on.
 
     Fills a folder with cartoon cats and their captions.
-    The same numbers draw the same cats; a folder that holds anything else is refused.
+    The same options give the same cats. A folder that contains other files is an error.
 
     Examples:
       darkroom demo-data data/raw
@@ -29,12 +29,12 @@ def demo_data(
 
 def doctor(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Photos, with captions or without, in any tree of folders")],
-    params: Annotated[Path, typer.Option(metavar="FILE", help="Parameters; the section `ingest` counts")] = Path("params.yaml"),
+    params: Annotated[Path, typer.Option(metavar="FILE", help="Parameter file; only the section `ingest` is used")] = Path("params.yaml"),
 ) -> None:
-    """Say which photos of a folder can be used, and why the others cannot.
+    """Report which photos of a folder can be used, and why the others cannot.
 
     Reads every photo of a folder as the stage `ingest` would, and reports what it found. Nothing is changed.
-    Exit status 1 means that `ingest` would refuse the folder.
+    Exit status 1 means that `ingest` would fail on the folder.
 
     Examples:
       darkroom doctor data/raw

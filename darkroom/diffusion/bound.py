@@ -1,4 +1,4 @@
-"""The variational bound of a diffusion model on -log p(x_0), in nats a sample (Ho et al. 2020, equation 5).
+"""The variational bound of a diffusion model on -log p(x_0), in nats per sample (Ho et al. 2020, equation 5).
 
 -log p(x_0) <= L_T + sum of L_(t-1) + L_0 in expectation over the noise: the image that is left at the end of the chain, the error of each
 step back, and the error of the last step. With t counted from 0, the terms of the chain are those of t = 1 .. T-1, and the term of the
@@ -25,7 +25,7 @@ NoiseOf = Callable[[int], Tensor]  # number of an evaluation -> standard normal 
 
 @dataclass(frozen=True)
 class Bound:
-    """Nats a sample, float64 (B,) each."""
+    """Nats per sample, float64 (B,) each."""
 
     prior: Tensor  # L_T
     chain: Tensor  # the sum of L_(t-1)
@@ -107,7 +107,7 @@ def decoder_term(denoise: Denoise, x0: Tensor, noise: Tensor, schedule: Schedule
 
 
 def bits_per_dim(nats: Tensor, dims: int) -> Tensor:
-    """Nats of a sample as bits of each of its `dims` numbers."""
+    """Nats per sample to bits per dimension; a sample has `dims` numbers."""
     return nats / (dims * math.log(2))
 
 

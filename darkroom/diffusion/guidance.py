@@ -21,7 +21,7 @@ def classifier_free(
     net: ConditionalNet,
     context: Tensor,
     empty_context: Tensor,
-    guidance_scale: float,
+    scale: float,
     rescale: float = 0.0,
     interval: tuple[float, float] | None = None,
 ) -> Net:
@@ -31,7 +31,8 @@ def classifier_free(
         net: the trained network.
         context: (B, L, D), of the prompts.
         empty_context: (L, D) or (B, L, D), of the empty prompt or of negative prompts.
-        guidance_scale: 0 = empty prompt alone, 1 = prompt alone (both cost one evaluation), above 1 = past it (one evaluation of batch 2B).
+        scale: the guidance scale. 0 = the empty prompt alone and 1 = the prompt alone cost one evaluation; above 1 = past it, one of
+            batch 2B.
         rescale: 0 to 1; the share of the guided prediction whose standard deviation is reset to that of the prediction for the prompt,
             against overexposed images (Lin et al. 2024, section 3.4, use 0.7).
         interval: the first and the last guided timestep, both included; all others take the prompt alone, at one evaluation
@@ -45,9 +46,9 @@ def classifier_free(
     if interval is not None and not interval[0] <= interval[1]:
         raise ValueError(f"guidance interval {interval[0]:g} to {interval[1]:g} ends before it begins.")
     empty_context = empty_context.expand_as(context)
-    if guidance_scale == 1:
+    if scale == 1:
         return lambda x, t: net(x, t, context)
-    if guidance_scale == 0 and rescale == 0 and interval is None:
+    if scale == 0 and rescale == 0 and interval is None:
         return lambda x, t: net(x, t, empty_context)
     both = torch.cat([empty_context, context])
 
@@ -56,7 +57,7 @@ def classifier_free(
         if interval is not None and not inside.any():
             return net(x, t, context)
         without, with_prompt = net(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-        prediction = _rescaled(without + guidance_scale * (with_prompt - without), with_prompt, rescale)
+        prediction = _rescaled(without + scale * (with_prompt - without), with_prompt, rescale)
         return torch.where(inside.reshape(-1, *[1] * (x.ndim - 1)), prediction, with_prompt)
 
     return guided

@@ -1,4 +1,4 @@
-"""The evaluation report: one HTML page with samples, metrics and training curves, which needs no other file."""
+"""The evaluation report: one self-contained HTML page with samples, metrics and training curves."""
 
 import csv
 import math
@@ -33,7 +33,7 @@ def write_report(
     galleries: Sequence[Gallery],
     charts: Mapping[str, str],  # title -> SVG
 ) -> None:
-    """Write a page that works offline and on a phone: images are inside, texts are escaped, there is no script."""
+    """Write a self-contained page without scripts, for any screen; all texts are escaped."""
     charts = {name: Markup(svg) for name, svg in charts.items()}
     write_page(path, "report.html.j2", title=title, metrics=metrics, facts=facts, galleries=galleries, charts=charts)
 
@@ -53,11 +53,11 @@ def report_facts(
         "Samples": f"{len(prompts)}, of {len(set(prompts))} captions of held-out photos; {unseen} have a prompt that no training photo has",
         "Photos": f"{len(held_out)} held out, {len(train)} in the training set, {held_out.size} px; at most {MAX_PHOTOS} of each are used",
         "Features": f"{identity['features']} (kind and hash of the weights)",
-        "Sampler": f"{sampling.sampler}, {sampling.steps} {sampling.spacing} steps, guidance scale {sampling.guidance_scale:g}",
+        "Sampler": sampling.in_words,
         "Seeds": f"{params.seed} to {params.seed + len(prompts) - 1}",
         "Neighbours": f"{params.num_neighbours}, for precision, recall, density and coverage",
         "Bits": f"of {num_bounded} held-out photos, each at {BOUND_TIMESTEPS} noise levels and the lowest one",
-        "Comparison key": f"{identity['eval_key'][:12]}; reports with another key were measured differently and do not compare",
+        "Comparison key": f"{identity['eval_key'][:12]}; reports with another key were measured differently and are not comparable",
     }
 
 

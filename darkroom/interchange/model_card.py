@@ -102,7 +102,7 @@ class Card:
             size=self.size,
             prediction=self.diffusion.prediction,
             schedule=f"{schedule.kind}, {schedule.num_train_timesteps} steps{ending}",
-            sampling=f"{self.diffusion.sampler}, {self.diffusion.steps} steps, guidance scale {self.diffusion.guidance_scale:g}",
+            sampling=self.diffusion.in_words,
         )
 
 

@@ -57,7 +57,7 @@ IGNORED = re.compile(
 
 
 class SingleFile:
-    """Reads one part at a time; the weights stay on the disk until they are asked for."""
+    """Reads one part at a time; weights stay on the disk until they are used."""
 
     def __init__(self, path: Path, prediction: str | None) -> None:
         """
@@ -164,7 +164,7 @@ def write_single_file(model: ModelFolder, path: Path) -> str:
         "vae": dataclasses.asdict(vae.config),
         "unet": dataclasses.asdict(unet.config),
         "scheduler": scheduler,
-        "drawing": {name: getattr(diffusion, name) for name in ("sampler", "steps", "guidance_scale", "spacing")},
+        "drawing": diffusion.defaults,
     }
     metadata = {METADATA_KEY: json.dumps(configurations, sort_keys=True)}  # one entry, because safetensors writes several in random order
     save_file({key: value.detach().contiguous() for key, value in weights.items()}, path, metadata=metadata)

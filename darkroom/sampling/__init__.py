@@ -1,3 +1,3 @@
-"""From prompts to images: the one way in which evaluation, the command line and the served model draw."""
+"""Drawing images from prompts, for evaluation, the command line and the served model."""
 
 PARTS = ("clip", "vae", "unet")  # the folders of a model

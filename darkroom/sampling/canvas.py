@@ -1,4 +1,4 @@
-"""What images are drawn on: their size, and what is there before the first step."""
+"""The canvas of a drawing: its size, the image to start from, and the mask."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -62,8 +62,8 @@ class Canvas:
 def pixel_mask(latent_mask: Tensor, stride: int) -> Tensor:
     """(B, 1, h, w) -> (B, 1, H, W): 1 on the pixels of repainted latent pixels, falling to 0 within `stride` px beyond them.
 
-    A decoder looks far around itself (its norms at the whole image), so that pixels change where their latents do not: what stays
-    is put over what was drawn, with a soft edge.
+    A pixel depends on latents far around it (through the decoder's norms on all of them), so pixels change even if their own latents
+    do not. Therefore the kept pixels are blended over the drawn ones, with a soft edge.
     """
     reach = max(1, stride // 2)
     width = 2 * reach + 1
@@ -73,7 +73,7 @@ def pixel_mask(latent_mask: Tensor, stride: int) -> Tensor:
 
 
 def _one_each(array: np.ndarray, num: int, *, name: str, dtype: type, channels: tuple[int, ...] = ()) -> np.ndarray:
-    """(num, H, W, *channels) of an array that is one for all prompts, or one per prompt."""
+    """(num, H, W, *channels) from one array for all prompts, or one per prompt."""
     array = np.asarray(array)
     ndim = 2 + len(channels)
     leading, last = array.shape[:-ndim], array.shape[-ndim:]

@@ -1,4 +1,4 @@
-"""What a batch of images is drawn from: prompts as contexts, noise by seed, and what must be kept."""
+"""The conditions of a batch: contexts of the prompts, noise by seed, the image to start from, and the mask."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Conditions:
 
 
 class SeededNoise:
-    """Draw after draw of standard normal noise (B, C, h, w); the noise of a seed does not depend on the other seeds."""
+    """Each call draws the next standard normal noise (B, C, h, w). The noise of a seed does not depend on the other seeds."""
 
     def __init__(self, seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device) -> None:
         if wrong := [seed for seed in seeds if not -(2**63) <= seed < 2**64]:
@@ -53,21 +53,23 @@ class SeededNoise:
 
 
 def no_noise(index: int) -> Tensor:
-    """For samplers that must do without; raises ValueError for those that cannot."""
-    raise ValueError("This sampler draws fresh noise in its steps: take ddim, heun or dpmpp_2m; or, with `sample`, give seeds too.")
+    """The noise source of samplers without fresh noise; raises ValueError if a sampler asks for noise."""
+    raise ValueError("This sampler draws fresh noise in its steps: use ddim, heun or dpmpp_2m; or, with `sample`, give seeds too.")
 
 
 def check_stops(num_prompts: int, num_seeds: int, num: int) -> None:
     """Raises ValueError for fewer than two stops, different numbers of prompts and seeds, or fewer than two images."""
     stops = max(num_prompts, num_seeds)
     if stops < 2 or not {num_prompts, num_seeds} <= {1, stops}:
-        raise ValueError(f"{num_prompts} prompts and {num_seeds} seeds: give two or more of one, and of the other as many or one.")
+        raise ValueError(
+            f"{num_prompts} prompts and {num_seeds} seeds: give two or more of one kind, and one or the same number of the other."
+        )
     if num < 2:
         raise ValueError(f"num is {num}; must be at least 2, the first and the last image.")
 
 
 def along(contexts: Tensor, noises: Tensor, num: int) -> tuple[Tensor, Tensor]:
-    """`num` contexts and noises, evenly from the first stop to the last: contexts mixed, noises on the arc between two.
+    """`num` contexts and noises from the first stop to the last, evenly spaced: contexts on lines, noises on arcs.
 
     contexts are (S, L, D), or one for all stops, (1, L, D); noises (S, C, h, w), likewise.
     """

@@ -1,4 +1,4 @@
-"""A model on disk: what the stages, an import and the registry leave in one folder."""
+"""A model folder, as the stages, an import and the registry write it."""
 
 from pathlib import Path
 
@@ -12,14 +12,12 @@ from darkroom.sampling import PARTS
 
 
 class ModelFolder:
-    """A folder with clip/, vae/ and unet/. Each part is read when it is asked for, so that not all of them need to be in memory."""
+    """A folder with clip/, vae/ and unet/. Each part is read when it is used, so that not all of them need to be in memory."""
 
     def __init__(self, folder: Path) -> None:
         """Raises ValueError if a part is missing or damaged, or the parts come from different runs."""
         if missing := [name for name in PARTS if not (folder / name).is_dir()]:
-            raise ValueError(
-                f"{folder} has no folder {missing[0]}/: a model is a folder with clip/, vae/ and unet/ (data/ after `dvc repro`)."
-            )
+            raise ValueError(f"{folder / missing[0]}/ not found: a model is a folder with clip/, vae/ and unet/ (data/ after `dvc repro`).")
         check_lineage({name: read_index(folder / name) for name in PARTS if (folder / name / INDEX).is_file()})
         self.folder = folder
 

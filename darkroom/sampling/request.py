@@ -18,7 +18,7 @@ ONE_AT_A_TIME = ("ode_adaptive",)  # its work for a batch grows with the square 
 
 @dataclass(frozen=True)
 class Option:
-    """What people need to know of a field of `Request`."""
+    """Help, default and limits of a field of `Request`."""
 
     help: str
     default: str = "the model's"  # in words
@@ -49,20 +49,22 @@ class Options(TypedDict, total=False):
 class Request:
     """All options of one drawing, complete and checked; fields without a default take that of the model."""
 
-    steps: Annotated[int, Option("Sampling steps; more is slower and finer", limits=(1, inf), served=True)]
-    sampler: Annotated[SamplerName, Option("Method of sampling", not_for=("invert", "edit"), served=True)]
-    spacing: Annotated[SpacingName, Option("Where the noise levels lie", served=True)]
-    guidance_scale: Annotated[float, Option("How closely to follow the prompt; 1 = no guidance, at half the cost", served=True)]
+    steps: Annotated[int, Option("Sampling steps; more steps take longer and are more exact", limits=(1, inf), served=True)]
+    sampler: Annotated[SamplerName, Option("Sampler", not_for=("invert", "edit"), served=True)]
+    spacing: Annotated[SpacingName, Option("Spacing of the noise levels", served=True)]
+    guidance_scale: Annotated[float, Option("How strongly to follow the prompt; 1 = no guidance, at half the cost", served=True)]
     guidance_rescale: Annotated[
         float,
-        Option("0 to 1: how much contrast of guidance to take back, against overexposed images", default="0", limits=(0, 1), served=True),
+        Option(
+            "0 to 1: how much of the contrast from guidance to remove, against overexposed images", default="0", limits=(0, 1), served=True
+        ),
     ] = 0.0
-    negative_prompt: Annotated[str, Option("What to lead away from", default="the empty prompt", not_for=("edit",), served=True)] = ""
+    negative_prompt: Annotated[str, Option("Prompt to lead away from", default="the empty prompt", not_for=("edit",), served=True)] = ""
     guidance_interval: Annotated[
         tuple[float, float] | None, Option("First and last timestep with guidance; 0 = the clean image", default="all timesteps")
     ] = None
     clip_guidance_scale: Annotated[
-        float, Option("How far the model's own CLIP leads towards the prompt, e.g. 10; slow", default="0", not_for=("interpolate",))
+        float, Option("Scale of guidance by the model's own CLIP, e.g. 10; slow", default="0", not_for=("interpolate",))
     ] = 0.0
     strength: Annotated[
         float,
@@ -71,12 +73,14 @@ class Request:
     size: Annotated[
         tuple[int, int] | None, Option("In pixels, e.g. 768x512; multiples of the VAE's stride", default="that of the training images")
     ] = None
-    batch_size: Annotated[int, Option("Images at a time: memory, not results", default="32", limits=(1, inf), command=False)] = 32
+    batch_size: Annotated[
+        int, Option("Images per batch; changes memory use, not results", default="32", limits=(1, inf), command=False)
+    ] = 32
     show_progress: Annotated[bool, Option("Show a progress bar", default="no", command=False)] = False
 
     @classmethod
     def make(cls, act: Act, defaults: Mapping[str, Any], asked: Mapping[str, Any]) -> Self:
-        """What was asked for; `defaults`, then those of the fields, stand in for what is missing or None."""
+        """The request of the options `asked`. Missing ones and None are filled from `defaults`, then from the fields."""
         names = [name for name, option in OPTIONS.items() if act not in option.not_for]
         for name in asked:
             if name not in names:

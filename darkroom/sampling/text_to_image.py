@@ -1,4 +1,4 @@
-"""A VAE, a U-Net and a text encoder that draw together: from prompts, from images, from one seed to the next."""
+"""A model (VAE, U-Net, text encoder) that draws from prompts, from images, and between prompts or seeds."""
 
 import logging
 from collections.abc import Iterable, Sequence, Sized
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class TextToImage:
-    """Draws images. The options of all four ways stand in `Request`; what cannot be drawn raises a ValueError that says why."""
+    """Draws images. `Request` explains the options of all methods. An invalid call raises ValueError."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class TextToImage:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | None = None) -> "TextToImage":
-        """Loads a folder with clip/, vae/ and unet/ (as data/ is); `open_model` takes registered versions too."""
+        """Loads a folder with clip/, vae/ and unet/ (e.g. data/); `open_model` also opens registered versions."""
         parts = ModelFolder(folder)
         vae, unet = parts.vae(), parts.unet()
         side = unet.config.sample_size
@@ -87,7 +87,7 @@ class TextToImage:
         negative_prompts: Sequence[str] | None = None,  # one per prompt, instead of one for all
         **options: Unpack[Options],
     ) -> np.ndarray:
-        """Draws one image per prompt, uint8 (B, H, W, 3)."""
+        """Draw one image per prompt, uint8 (B, H, W, 3)."""
         if image is None and options.get("strength") is not None:
             raise ValueError("strength needs an image to repaint: give `image` too.")
         if negative_prompts is not None and options.get("negative_prompt"):
@@ -112,15 +112,15 @@ class TextToImage:
         iterations: int = 3,  # network evaluations per step; more is more exact (see diffusion.editing.ddim_invert)
         **options: Unpack[Options],  # guidance is off by default: it makes the way back less exact
     ) -> Tensor:
-        """DDIM inversion: the noise that DDIM draws the images from, (B, C, h, w), on the CPU.
+        """DDIM inversion: the noise from which DDIM draws the images, (B, C, h, w), on the CPU.
 
-        `sample(prompts, noise=..., sampler="ddim")` with the same options gives the images back, as the VAE has them; below strength 1
-        it needs the same image too. Another prompt draws them edited.
+        `sample(prompts, noise=..., sampler="ddim")` with the same options gives the VAE's reconstructions of the images; below strength 1
+        it needs the same image too. With other prompts it edits the images.
         """
         request = Request.make("invert", {**self.config.defaults, "sampler": "ddim", "guidance_scale": 1.0}, options)
         sigmas = self._sigmas(request)
         if len(sigmas) == 1:
-            raise ValueError("strength is 0, where there is no noise to find; must be above 0, and at most 1.")
+            raise ValueError("strength is 0; must be above 0 and at most 1, because at 0 no noise is added.")
         _check_lists(prompts=prompts)
         canvas = self._canvas(len(prompts), request, image=image)
         self._warn_of_lost_words([*prompts, request.negative_prompt])
@@ -143,9 +143,9 @@ class TextToImage:
         iterations: int = 3,  # of `invert`
         **options: Unpack[Options],
     ) -> np.ndarray:
-        """Draws the image again under other prompts, uint8 (B, H, W, 3): DDIM inversion under its own prompt, then DDIM from that noise.
+        """Redraw the image under other prompts, uint8 (B, H, W, 3): DDIM inversion under its own prompt, then DDIM from that noise.
 
-        The own prompt is the negative one: guidance leads from what is there to what should be.
+        The own prompt is the negative prompt, so guidance leads from the content of the image to the new content.
         """
         ddim: Options = {"sampler": "ddim", "strength": Request.make("edit", self.config.defaults, options).strength}
         unguided: Options = {"guidance_scale": 1.0, "clip_guidance_scale": 0.0}
@@ -162,7 +162,7 @@ class TextToImage:
         num: int,  # of images, the first and the last stop among them
         **options: Unpack[Options],
     ) -> np.ndarray:
-        """Draws images on the way from one prompt and seed to the next, uint8 (num, H, W, 3): contexts mixed, noises along an arc."""
+        """Draw images between prompts and seeds, uint8 (num, H, W, 3): contexts change on lines, noises on arcs."""
         request = Request.make("interpolate", self.config.defaults, options)
         _check_lists(prompts=prompts)
         check_stops(len(prompts), len(seeds), num)
@@ -188,7 +188,7 @@ class TextToImage:
     def _warn_of_lost_words(self, texts: Sequence[str]) -> None:
         for text in dict.fromkeys(texts):
             if lost := self.clip.lost_words(text):
-                logger.warning("The prompt `%s` is too long for the text encoder, which does not see `%s`.", text, lost)
+                logger.warning("Prompt `%s` is too long for the text encoder, which ignores `%s`.", text, lost)
 
     def _encode(self, texts: Sequence[str]) -> Tensor:
         """(B, L, D)"""
@@ -230,7 +230,7 @@ class TextToImage:
         if not request.clip_guidance_scale:
             return denoise
         if not self.clip.has_image_encoder:
-            raise ValueError("clip_guidance_scale needs a CLIP with an image encoder; this model has a text encoder only. Leave it at 0.")
+            raise ValueError("clip_guidance_scale needs a CLIP with an image encoder; this model has a text encoder only. Set it to 0.")
 
         def similarity(latents: Tensor) -> Tensor:
             """The cosine of decoded images with their prompts, in the features of the model's own CLIP."""
@@ -255,7 +255,7 @@ class TextToImage:
 
 
 def _check_lists(**lists: Sized | None) -> None:
-    """Raises ValueError for one text where a list is taken (its letters would be drawn), or a list of another length than the first."""
+    """Raise ValueError for a text instead of a list (its letters would be prompts), or for a list of another length than the first."""
     (first, prompts), *_ = lists.items()
     assert prompts is not None
     for name, items in lists.items():

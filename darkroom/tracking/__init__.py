@@ -1,4 +1,4 @@
-"""The one door to MLflow: runs, pictures, models and the registry."""
+"""The only package that uses MLflow: runs, images, models and the registry."""
 
 from darkroom.tracking.runs import stage_run
 

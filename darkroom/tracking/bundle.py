@@ -1,4 +1,4 @@
-"""What is registered: one folder with the parts of a model, its lineage and a README; packed for MLflow."""
+"""The bundle of a registered version (VAE, U-Net, text encoder, lineage, README), and the MLflow model around it."""
 
 import json
 import os
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 BUNDLE = "bundle"  # name of the artifact
-MLFLOW_TYPES = {int: "long", float: "double"}  # all else is "string"
-REQUIREMENTS = (  # what drawing imports; a model names the versions that it was made with
+MLFLOW_TYPES = {int: "long", float: "double"}  # every other type is "string"
+REQUIREMENTS = (  # what sampling imports; a registered version pins the installed versions
     *("torch", "torchvision", "open-clip-torch", "safetensors", "numpy", "scipy", "pillow"),
     *("pydantic", "ruamel.yaml", "filelock", "tqdm", "mlflow", "pandas"),
 )
 
 
 def build_bundle(folder: Path, *, name: str, parts: dict[str, Path], lineage: dict[str, Any], metrics: dict[str, float]) -> None:
-    """Fills the empty `folder` with the parts, `lineage.json` and `README.md`."""
+    """Fill the empty `folder` with the parts of the model, `lineage.json` and `README.md`."""
     for part in PARTS:
         shutil.copytree(parts[part], folder / part, copy_function=_link_or_copy)
     write_json(folder / "lineage.json", lineage)
@@ -32,7 +32,7 @@ def build_bundle(folder: Path, *, name: str, parts: dict[str, Path], lineage: di
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    """A hard link takes no room; symbolic ones, which DVC may be set to make, are followed: MLflow refuses them."""
+    """Make a hard link, which takes no disk space. Symbolic links of DVC's cache are resolved, because MLflow refuses them."""
     try:
         os.link(os.path.realpath(source), target)
     except OSError:  # another disk, or a file system without links
@@ -53,7 +53,7 @@ from darkroom.open_model import open_model
 images = open_model("this folder").sample(["a cat"], seeds=[0])  # uint8 (1, H, W, 3)
 ```
 
-## Metrics of its evaluation
+## Evaluation metrics
 
 | metric | value |
 |---|---|
@@ -68,9 +68,9 @@ images = open_model("this folder").sample(["a cat"], seeds=[0])  # uint8 (1, H, 
 
 
 def save_served_model(path: Path, bundle: Path, *, run_id: str, model_id: str) -> None:
-    """Writes an MLflow model to `path`: the bundle, this package's source, served_model.py, signature and example.
+    """Write an MLflow model to `path`: the bundle, this package's source, served_model.py, signature and example.
 
-    The model needs nothing but the packages of REQUIREMENTS: it carries the code that made it.
+    To run it, only the packages of REQUIREMENTS are needed: it contains the source of this package.
     """
     from mlflow import pyfunc
     from mlflow.models import Model
@@ -88,19 +88,19 @@ def save_served_model(path: Path, bundle: Path, *, run_id: str, model_id: str) -
         mlflow_model=Model(run_id=run_id, model_id=model_id),
     )
     model = Model.load(str(path))
-    flavor = model.flavors["python_function"]  # where MLflow notes paths of this machine, which are nobody's business
+    flavor = model.flavors["python_function"]  # MLflow writes absolute paths of this machine here
     flavor["artifacts"][BUNDLE]["uri"] = flavor["artifacts"][BUNDLE]["path"]
     flavor["model_code_path"] = "served_model.py"
     model.save(str(path / "MLmodel"))
 
 
 def _signature(bundle: Path) -> "ModelSignature":
-    """Parameters are `seed` and the served options of a request, with the defaults of the model."""
+    """The parameters are `seed` and the served options of a request, with the defaults of the model."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
     of_model = json.loads((bundle / "unet" / "diffusion.json").read_text(encoding="utf-8"))
-    of_model.setdefault("spacing", "trailing")  # files of older models do not say it
+    of_model.setdefault("spacing", "trailing")  # older models do not store it
     defaults = {field.name: of_model.get(field.name, field.default) for field in fields(Request) if OPTIONS[field.name].served}
     return ModelSignature(
         inputs=Schema([ColSpec("string", "prompt")]),

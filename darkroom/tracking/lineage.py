@@ -1,4 +1,4 @@
-"""What identifies a run: the point of the experiment space, the git commit, the hashes in dvc.lock."""
+"""The lineage of a run: its point in the experiment space, the git commit, the hashes in dvc.lock."""
 
 import os
 import subprocess
@@ -27,9 +27,9 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def pipeline_key(folder: Path, params_file: Path) -> str:
-    """Names one point of the experiment space: the parameters, the graph, the commit and the name of the DVC experiment.
+    """Hash of one point in the experiment space: parameters, graph, commit and name of the DVC experiment.
 
-    Inside an experiment the commit is the baseline that the user started from, not one that DVC made for itself.
+    In a DVC experiment the commit is the baseline that the user started from, not a commit that DVC made.
     """
     files = {path.name: hash_file(path) for path in (params_file, folder / "dvc.yaml") if path.is_file()}
     commit = os.environ.get("DVC_EXP_BASELINE_REV") or git_tags(folder).get("git.commit")
@@ -37,7 +37,7 @@ def pipeline_key(folder: Path, params_file: Path) -> str:
 
 
 def pipeline_name(folder: Path) -> str:
-    """What people call that point: the DVC experiment, the short commit, or outside git the folder."""
+    """Readable name of that point: the DVC experiment, the short commit, or the folder (outside git)."""
     commit = git_tags(folder).get("git.commit")
     return os.environ.get("DVC_EXP_NAME") or (commit[:7] if commit else folder.name)
 
@@ -45,7 +45,7 @@ def pipeline_name(folder: Path) -> str:
 def lock_hashes(folder: Path) -> dict[str, str]:
     """path -> md5 of every dependency and output in dvc.lock.
 
-    DVC writes the file after each stage, so the outputs that a running stage reads are in it already.
+    DVC writes the file after each stage, so it already has the outputs that a running stage reads.
     """
     if not (folder / "dvc.lock").is_file():
         return {}

@@ -1,4 +1,4 @@
-"""The tracker that writes to MLflow from a thread of its own, so that training never waits for a database or a network."""
+"""Tracker that writes to MLflow in a background thread, so that training never waits for a database or the network."""
 
 import logging
 import time
@@ -19,12 +19,12 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_FLUSHES = 5.0
 SECONDS_TO_CLOSE = 60.0
 ATTEMPTS = 3
-METRICS_PER_BATCH = 1000  # MLflow refuses more
+METRICS_PER_BATCH = 1000  # MLflow's limit
 PARAMS_PER_BATCH = 100
 
 
 class MlflowTracker:
-    """Writes one existing run. What MLflow refuses three times is given up with a warning; the stage goes on."""
+    """Writes to one existing run. After three failures of one write it stops writing, with a warning; the stage continues."""
 
     def __init__(self, store: Store, *, run_id: str, parent_run_id: str) -> None:
         self.parent_run_id = parent_run_id
@@ -46,19 +46,19 @@ class MlflowTracker:
             self._flush()
 
     def log_image(self, name: str, image: np.ndarray, step: int | None = None) -> None:
-        picture = image.copy()  # the caller may draw the next one into the same memory
+        picture = image.copy()  # the caller may overwrite its array
         if step is None:
             self._submit(lambda: self._client.log_image(self._run_id, picture, artifact_file=f"pictures/{name}.png"))
         else:
             self._submit(lambda: self._client.log_image(self._run_id, picture, key=name, step=step, synchronous=True))
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Waits until the copy is made: the outputs of a stage lie under a temporary name that soon changes."""
+        """Waits until the file is copied, because a stage soon renames its temporary outputs."""
         self._submit(lambda: self._client.log_artifact(self._run_id, str(path), folder or None))
         wait(self._waiting, timeout=SECONDS_TO_CLOSE)
 
     def log_params(self, params: dict[str, str]) -> None:
-        """Flat names; a resumed run may repeat them with the same values."""
+        """`params` has flat names. A resumed run may log the same values again."""
         from mlflow.entities import Param
 
         items = [Param(name, value) for name, value in params.items()]
@@ -72,12 +72,12 @@ class MlflowTracker:
         self._submit(lambda: self._client.log_batch(self._run_id, tags=[RunTag(name, value) for name, value in tags.items()]))
 
     def close(self, status: str) -> None:
-        """Writes what is left and ends the run with `status`: FINISHED, FAILED or KILLED."""
+        """Finish all writes and end the run with `status`: FINISHED, FAILED or KILLED."""
         self._flush()
         self._submit(lambda: self._client.set_terminated(self._run_id, status))
         late = wait(self._waiting, timeout=SECONDS_TO_CLOSE).not_done
         if late:
-            logger.warning("MLflow did not take the last %d writes within %.0f s; metrics.jsonl has them", len(late), SECONDS_TO_CLOSE)
+            logger.warning("%d writes to MLflow did not finish within %.0f s; metrics.jsonl has all metrics", len(late), SECONDS_TO_CLOSE)
         self._worker.shutdown(wait=False, cancel_futures=True)
 
     def _flush(self) -> None:
@@ -97,8 +97,8 @@ class MlflowTracker:
             try:
                 write()
                 return
-            except Exception as error:  # of MLflow, its database or the network: all of them must leave the stage alone
+            except Exception as error:  # any error of MLflow, its database or the network; none may stop the stage
                 cause = error
                 time.sleep(attempt)
         self._given_up = True
-        logger.warning("MLflow refuses (%s); this run goes on without it, metrics.jsonl has the numbers", " ".join(str(cause).split()))
+        logger.warning("MLflow failed (%s). The stage continues without it; metrics.jsonl has all metrics", " ".join(str(cause).split()))

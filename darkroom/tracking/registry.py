@@ -1,4 +1,4 @@
-"""Registered versions and their aliases, which say which one is live: challenger, champion, previous."""
+"""Registered versions and their aliases: champion (live), challenger, previous."""
 
 import json
 import os
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
-MAX_TAG_CHARACTERS = 5000  # what the sqlite store takes
+MAX_TAG_CHARACTERS = 5000  # limit of the sqlite store
 
 
 def open_registry(start: Path | None = None) -> Store:
-    """The store of the project at or above `start` (default: the current folder), which must exist already.
+    """Open the store of the project at or above `start` (default: the current folder). It must exist.
 
     Raises:
-        ValueError: it is missing, or cannot be reached.
+        ValueError: the store is missing or cannot be reached.
     """
     root = project_root(start)
     if tracking_uri(root) == f"sqlite:///{root / DATABASE}" and not (root / DATABASE).is_file():
-        raise ValueError(f"{root} has no {DATABASE}: run this in the folder of the project, after `dvc repro`, or set MLFLOW_TRACKING_URI.")
+        raise ValueError(f"{DATABASE} not found in {root}; run this in the project's folder after `dvc repro`, or set MLFLOW_TRACKING_URI.")
     with _plain_errors("MLflow cannot be reached"):
         return open_store(root)
 
@@ -39,15 +39,15 @@ def open_registry(start: Path | None = None) -> Store:
 def register(
     store: Store, name: str, *, bundle: Path, report: Report, run_id: str, tags: dict[str, str], rule: PromotionRule
 ) -> dict[str, Any]:
-    """Stores `bundle` as the newest version of the model `name`, the challenger, and lets the gate decide on its promotion.
+    """Register `bundle` as the newest version of model `name`, as challenger. Then the gate decides on its promotion.
 
     Returns:
         The decision record: version, decision, reason, metrics, and the champion before and after.
 
     Raises:
-        ValueError: the rule names a metric that is not in the report, or MLflow refuses.
+        ValueError: the rule names a metric that is not in the report, or MLflow failed.
     """
-    judge(report, None, rule)  # a misspelt metric is found before anything is stored
+    judge(report, None, rule)  # finds a misspelt metric before anything is stored
     with _plain_errors("The model could not be registered"):
         version = _add_version(store, name, bundle=bundle, report=report, run_id=run_id, tags=tags)
         with lock(store.root):
@@ -55,33 +55,33 @@ def register(
 
 
 def promote(store: Store, name: str, version: int | None = None) -> dict[str, Any]:
-    """Makes `version` (default: the challenger) the champion, whatever the gate decided, and the champion the previous one.
+    """Make `version` (default: the challenger) the champion, whatever the gate decided. The old champion becomes `previous`.
 
     Raises:
-        ValueError: no such model, version or challenger; or it is champion already.
+        ValueError: unknown model or version, no challenger, or the version is already the champion.
     """
     with lock(store.root), _plain_errors(f"`{name}` could not be promoted"):
         aliases = _aliases(store, name)
         chosen = aliases.get(CHALLENGER) if version is None else version
         if chosen is None:
-            raise ValueError(f"`{name}` has no challenger; name the version to promote. Its aliases now: {_show(aliases)}.")
+            raise ValueError(f"`{name}` has no challenger; give the version to promote. Aliases: {_show(aliases)}.")
         if chosen == aliases.get(CHAMPION):
-            raise ValueError(f"Version {chosen} of `{name}` is its champion already.")
+            raise ValueError(f"Version {chosen} of `{name}` is already the champion.")
         store.client.get_model_version(name, str(chosen))
         _set_champion(store, name, chosen, aliases)
         return {"model_name": name, "champion": {"before": aliases.get(CHAMPION), "after": chosen}}
 
 
 def rollback(store: Store, name: str) -> dict[str, Any]:
-    """Swaps `champion` and `previous`, so that doing it twice changes nothing.
+    """Swap `champion` and `previous`. A second rollback undoes the first.
 
     Raises:
-        ValueError: no such model, or it has no previous champion.
+        ValueError: unknown model, or it has no previous champion.
     """
     with lock(store.root), _plain_errors(f"`{name}` could not be rolled back"):
         aliases = _aliases(store, name)
         if PREVIOUS not in aliases or CHAMPION not in aliases:
-            raise ValueError(f"`{name}` has no previous champion to go back to. Its aliases now: {_show(aliases)}.")
+            raise ValueError(f"`{name}` has no previous champion. Aliases: {_show(aliases)}.")
         _set_champion(store, name, aliases[PREVIOUS], aliases)
         return {"model_name": name, "champion": {"before": aliases[CHAMPION], "after": aliases[PREVIOUS]}}
 
@@ -102,7 +102,7 @@ def registered_folder(uri: str, start: Path | None = None) -> Path:
     with _plain_errors(f"{uri} cannot be found"):
         aliases = _aliases(store, name)
         if alias and alias not in aliases:
-            raise ValueError(f"`{name}` has no alias {alias!r}. Its aliases now: {_show(aliases)}.")
+            raise ValueError(f"`{name}` has no alias {alias!r}. Aliases: {_show(aliases)}.")
         version = store.client.get_model_version(name, number or str(aliases[alias]))
         return _fetch(store, version)
 
@@ -132,7 +132,7 @@ def _add_version(store: Store, name: str, *, bundle: Path, report: Report, run_i
 
 @contextmanager
 def _global_uri(uri: str) -> Iterator[None]:
-    """Some of MLflow looks a model up in the global store instead of the one it is given (3.17)."""
+    """Set MLflow's global store: parts of MLflow 3.17 read it instead of the store that they are given."""
     import mlflow
 
     before = os.environ.get("MLFLOW_TRACKING_URI")
@@ -140,7 +140,7 @@ def _global_uri(uri: str) -> Iterator[None]:
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # back to the environment's, from where it also takes the variable
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # back to the environment's; this call also deletes the variable
         if before is not None:
             os.environ["MLFLOW_TRACKING_URI"] = before
 
@@ -166,7 +166,7 @@ def _decide(store: Store, name: str, version: int, report: Report, rule: Promoti
 
 
 def _set_champion(store: Store, name: str, version: int, aliases: dict[str, int]) -> None:
-    """`previous` first: whatever interrupts this, a champion is named and the old one can be found."""
+    """Sets `previous` first, so that after an interruption a champion exists and the old one is known."""
     if CHAMPION in aliases:
         store.client.set_registered_model_alias(name, PREVIOUS, str(aliases[CHAMPION]))
     store.client.set_registered_model_alias(name, CHAMPION, str(version))
@@ -206,7 +206,7 @@ def _fetch(store: Store, version: "ModelVersion") -> Path:
 
 @contextmanager
 def _plain_errors(what: str) -> Iterator[None]:
-    """MLflow's errors as one sentence that a user can act on."""
+    """Turn MLflow's errors into a ValueError of one sentence."""
     from mlflow.exceptions import MlflowException
 
     try:

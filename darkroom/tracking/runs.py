@@ -1,4 +1,4 @@
-"""One MLflow parent run per point of the experiment space, one child per stage, found again without MLFLOW_RUN_ID."""
+"""MLflow runs: one parent per point of the experiment space, one child per stage. MLFLOW_RUN_ID is not used."""
 
 import logging
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 logger = logging.getLogger(__name__)
-PARENT = "mlflow.parentRunId"  # MLflow's own tag; its pages draw the tree from it
-RUN_ID_FILE = "mlflow_run_id"  # beside the checkpoints, so that who resumes them continues the run
+PARENT = "mlflow.parentRunId"  # MLflow's own tag; its pages show runs as a tree by it
+RUN_ID_FILE = "mlflow_run_id"  # beside the checkpoints, so that a resumed stage continues its run
 MAX_CHILDREN = 1000
 
 
@@ -25,16 +25,16 @@ def stage_run(
     name: str,
     *,
     params: dict[str, Any],  # of the stage, nested
-    key: str,  # hash of parameters and inputs
+    key: str,  # hash of parameters, inputs and code
     inputs: dict[str, str],  # name -> fingerprint
     params_file: Path,
     scratch: Path,  # of this stage and key
-    enabled: bool,  # False in all processes but the one that writes
+    enabled: bool,  # True only in the process that writes
 ) -> Iterator[Tracker]:
-    """The tracked run of a stage: FINISHED, FAILED when it raises, KILLED when it is interrupted.
+    """Track one run of a stage. It ends as FINISHED, as FAILED if the stage raises, as KILLED if it is interrupted.
 
-    `metrics.jsonl` in `scratch` is always written; MLflow too, unless DARKROOM_TRACKING=off. When MLflow cannot be reached,
-    a warning says so and the stage runs all the same.
+    `metrics.jsonl` in `scratch` is always written; MLflow too, unless DARKROOM_TRACKING=off. If MLflow cannot be reached,
+    a warning is logged and the stage runs without it.
 
     Raises:
         ValueError: DARKROOM_TRACKING is neither on nor off.
@@ -77,15 +77,15 @@ def _try_start(name: str, *, key: str, inputs: dict[str, str], params_file: Path
             parent_run_id = _find_or_create_parent(store, folder, params_file)
             run_id = _continue_or_create_child(store, name, parent_run_id, scratch)
         tracker = MlflowTracker(store, run_id=run_id, parent_run_id=parent_run_id)
-    except Exception as error:  # of MLflow, its database, the network or the lock: the stage must run all the same
-        logger.warning("MLflow cannot be used (%s); the numbers go to %s only", " ".join(str(error).split()), scratch / "metrics.jsonl")
+    except Exception as error:  # any error of MLflow, its database, the network or the lock; none may stop the stage
+        logger.warning("MLflow is not available (%s). Metrics go to %s only", " ".join(str(error).split()), scratch / "metrics.jsonl")
         return None
     tracker.set_tags({"stage.key": key, **_lineage_tags(folder, inputs)})
     return store, tracker
 
 
 def _lineage_tags(folder: Path, inputs: dict[str, str]) -> dict[str, str]:
-    """What the run read: our fingerprints, DVC's md5s where dvc.lock has them, and the commit."""
+    """The inputs of the run: our fingerprints, DVC's md5s (if they are in dvc.lock), and the commit."""
     hashes = lock_hashes(folder)
     fingerprints = {f"dvc.dep.{name}": fingerprint for name, fingerprint in inputs.items()}
     md5s = {f"dvc.md5.{name}": hashes[f"data/{name}"] for name in inputs if f"data/{name}" in hashes}
@@ -93,7 +93,7 @@ def _lineage_tags(folder: Path, inputs: dict[str, str]) -> dict[str, str]:
 
 
 def _find_or_create_parent(store: Store, folder: Path, params_file: Path) -> str:
-    """The parent is a folder, not a process: it never has the status RUNNING, so a killed stage cannot leave it so."""
+    """The parent only groups its children. Its status is never RUNNING, so a killed stage cannot leave it in that status."""
     key = pipeline_key(folder, params_file)
     found = store.client.search_runs([store.experiment_id], f"tags.`pipeline.key` = '{key}'", max_results=1)
     if found:
@@ -105,7 +105,7 @@ def _find_or_create_parent(store: Store, folder: Path, params_file: Path) -> str
 
 
 def _continue_or_create_child(store: Store, name: str, parent_run_id: str, scratch: Path) -> str:
-    """The run that `scratch` belongs to if it did not finish, moved under `parent_run_id`; else a new one."""
+    """Continue the run of `scratch`, moved under `parent_run_id`, unless it has finished; else create a new run."""
     _end_killed_runs(store, scratch)
     file = scratch / RUN_ID_FILE
     if (run := _read_run(store, file)) and run.info.status != "FINISHED":
@@ -118,14 +118,14 @@ def _continue_or_create_child(store: Store, name: str, parent_run_id: str, scrat
 
 
 def _end_killed_runs(store: Store, scratch: Path) -> None:
-    """Runs of this stage with other keys that still read RUNNING: DVC lets one process make an output, so they are dead."""
+    """Set other runs of this stage from RUNNING to KILLED: DVC lets only one process write an output, so they are dead."""
     for file in sorted(scratch.parent.glob(f"*/{RUN_ID_FILE}")):
         if file.parent != scratch and (run := _read_run(store, file)) and run.info.status == "RUNNING":
             store.client.set_terminated(run.info.run_id, "KILLED")
 
 
 def _read_run(store: Store, file: Path) -> "Run | None":
-    """The run named in `file`; None if there is no file, or its run is not in this store (another server, a new database)."""
+    """The run named in `file`; None if the file is missing or the store does not have the run (another server, a new database)."""
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
@@ -140,13 +140,13 @@ def _read_run(store: Store, file: Path) -> "Run | None":
 
 
 def _try_settle(store: Store, parent_run_id: str) -> None:
-    """The parent has FAILED if the newest run of any stage under it did not end well."""
+    """Set the status of the parent: FAILED if the newest run of any of its stages failed or was killed, else FINISHED."""
     query = f"tags.`{PARENT}` = '{parent_run_id}'"
     try:
         with lock(store.root):
-            children = store.client.search_runs([store.experiment_id], query, max_results=MAX_CHILDREN)  # the newest first
+            children = store.client.search_runs([store.experiment_id], query, max_results=MAX_CHILDREN)  # newest first
             newest = {child.data.tags["stage"]: child.info.status for child in reversed(children)}
             failed = any(status in ("FAILED", "KILLED") for status in newest.values())
             store.client.set_terminated(parent_run_id, "FAILED" if failed else "FINISHED")
-    except Exception as error:  # as above: the work is done, a page that shows the wrong colour must not undo it
-        logger.warning("MLflow did not take the end of the run (%s)", " ".join(str(error).split()))
+    except Exception as error:  # any error of MLflow; the stage's work is done, and a wrong status must not undo it
+        logger.warning("The status of the parent run could not be written to MLflow (%s)", " ".join(str(error).split()))

@@ -1,6 +1,6 @@
-"""The model as MLflow serves it: prompts in, PNG images out. MLflow stores this file itself (models-from-code), no pickle.
+"""The model that MLflow serves: prompts in, PNG images out. MLflow stores this file instead of a pickle (models from code).
 
-It is run by MLflow, when a model is saved and when it is loaded; nothing else imports it.
+MLflow runs it when a model is saved and when it is loaded. Nothing else imports it.
 """
 
 import base64
@@ -15,9 +15,9 @@ from PIL import Image
 
 
 class TextToImageModel(PythonModel):
-    """`predict` takes a table with a column `prompt`, and the parameters of the signature; row i is drawn with `seed` + i.
+    """`predict` takes a table with a column `prompt`, and the parameters of the signature. Row i uses `seed` + i.
 
-    The answer has the columns `prompt`, `seed` and `png` (base64 text), so that it can travel as JSON:
+    The answer has the columns `prompt`, `seed` and `png` (base64 text, because answers are JSON):
     `Image.open(io.BytesIO(base64.b64decode(answer["png"][0])))`.
     """
 

@@ -1,4 +1,4 @@
-"""Where MLflow keeps its data: one sqlite file in the project, or the server that MLFLOW_TRACKING_URI names."""
+"""MLflow's store: one sqlite file in the project, or the server that MLFLOW_TRACKING_URI names."""
 
 import logging
 import os
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 EXPERIMENT = "darkroom"
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
-SECONDS_TO_WAIT_FOR_LOCK = 120  # the first one creates the database, which takes some ten seconds
+SECONDS_TO_WAIT_FOR_LOCK = 120  # the first process creates the database, which takes about ten seconds
 
 
 @dataclass(frozen=True)
 class Store:
-    """An open MLflow store and the experiment of this project in it."""
+    """An open MLflow store and this project's experiment in it."""
 
     client: "MlflowClient"
     experiment: str
@@ -33,17 +33,17 @@ def tracking_is_off() -> bool:
     """Whether DARKROOM_TRACKING=off.
 
     Raises:
-        ValueError: the variable has another value than on or off.
+        ValueError: the variable is neither on nor off.
     """
     setting = os.environ.get("DARKROOM_TRACKING", "on").lower()
     if setting not in ("on", "off"):
-        raise ValueError(f"The environment variable DARKROOM_TRACKING is {setting!r}; it should be `on` (the default) or `off`.")
+        raise ValueError(f"Environment variable DARKROOM_TRACKING is {setting!r}; must be `on` (the default) or `off`.")
     return setting == "off"
 
 
 def project_root(start: Path | None = None) -> Path:
-    """The folder whose mlflow.db counts: DVC_ROOT where DVC sets it (also from inside `dvc exp run --temp`), else the nearest
-    folder at or above `start` (default: the current one) that has a dvc.yaml or params.yaml, else `start` itself."""
+    """The folder of mlflow.db: DVC_ROOT if DVC sets it (also in `dvc exp run --temp`), else the nearest folder at or above
+    `start` (default: the current one) that has a dvc.yaml or params.yaml, else `start` itself."""
     if root := os.environ.get("DVC_ROOT"):
         return Path(root).resolve()
     here = (start or Path.cwd()).resolve()
@@ -52,21 +52,21 @@ def project_root(start: Path | None = None) -> Path:
 
 
 def tracking_uri(root: Path) -> str:
-    """MLFLOW_TRACKING_URI or the project's own sqlite file, named absolutely: stages may run in another folder."""
+    """MLFLOW_TRACKING_URI, or the project's sqlite file as an absolute path, because stages may run in another folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / DATABASE}"
 
 
 def lock(root: Path) -> FileLock:
-    """One process at a time creates the database or looks for a parent run: sqlite does not survive two first users."""
+    """Lock for creating the database and for finding the parent run: two processes that create one sqlite file break it."""
     folder = root / ".dvc" / "tmp" if (root / ".dvc").is_dir() else root / ".scratch"
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / "mlflow.lock", timeout=SECONDS_TO_WAIT_FOR_LOCK)
 
 
 def open_store(root: Path) -> Store:
-    """Connects, and creates database and experiment at the first use.
+    """Connect to the store; create the database and the experiment if they are missing.
 
-    The experiment is called `darkroom`, or as MLFLOW_EXPERIMENT_NAME says. Errors are those of MLflow, and
+    The experiment is `darkroom`, or the one that MLFLOW_EXPERIMENT_NAME names. Raises the errors of MLflow, and
     `filelock.Timeout`.
     """
     _quiet()
@@ -86,7 +86,7 @@ def open_store(root: Path) -> Store:
 
 
 def _quiet() -> None:
-    """No telemetry, no chatter, and an unreachable server costs seconds; set before MLflow is imported, which reads them once."""
+    """Switch off telemetry and chatter, and shorten timeouts. MLflow reads these variables once, when it is imported."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")

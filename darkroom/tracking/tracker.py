@@ -1,4 +1,4 @@
-"""What a stage may say about itself while it runs, and the two trackers that need no MLflow."""
+"""The tracker that a stage logs to, and the implementations that need no MLflow."""
 
 import json
 import time
@@ -11,30 +11,30 @@ Record = dict[str, str | None]
 
 
 class Tracker(Protocol):
-    """Numbers, pictures and files of one run of a stage. Every call returns at once: training does not wait for it."""
+    """Metrics, images and files of one run of a stage. Calls return at once, so that training does not wait for them."""
 
     @property
     def record(self) -> Record:
-        """Goes to data/runs/<stage>.json: who made the outputs beside it."""
+        """The ids of the run that makes the outputs; written to data/runs/<stage>.json."""
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        """Points of curves."""
+        """Add a point to the curve of each metric."""
 
     def log_image(self, name: str, image: np.ndarray, step: int | None = None) -> None:
-        """`image`: uint8 (H, W, 3). With `step` it is one of a series of that name."""
+        """`image` is uint8 (H, W, 3). With `step` it is one image of the series `name`."""
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Stores a file or a whole folder below `folder` of the run."""
+        """Store a file or a folder in `folder` of the run."""
 
     def set_tags(self, tags: dict[str, str]) -> None:
-        """Facts that one may search for."""
+        """Tags can be searched for."""
 
 
 NO_RUN: Record = {"experiment": None, "parent_run_id": None, "run_id": None}
 
 
 class NullTracker:
-    """Hears everything, keeps nothing: for the processes that do not write."""
+    """Stores nothing: for the processes that do not write."""
 
     record: Record = NO_RUN
 
@@ -48,9 +48,9 @@ class NullTracker:
 
 
 class JsonlTracker:
-    """Appends one JSON line a call to `path`; pictures go as PNG to `pictures/` beside it.
+    """Appends one JSON line per call to `path`. Images are written as PNG to `pictures/` beside it.
 
-    Each line is whole on the disk before the call returns. A resumed run appends: of two lines with one step, the later holds.
+    The file is closed after each line. A resumed run appends: if two lines have the same step, the later one counts.
     """
 
     record: Record = NO_RUN
@@ -72,7 +72,7 @@ class JsonlTracker:
         self._append({"image": str(picture.relative_to(self.path.parent))})
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Noted only: the file already lies where it should."""
+        """Only noted: the file is already in its place."""
         self._append({"artifact": path.name})
 
     def set_tags(self, tags: dict[str, str]) -> None:
@@ -84,7 +84,7 @@ class JsonlTracker:
 
 
 class BothTrackers:
-    """Tells `first`, then `second`; the record is that of `second`."""
+    """Passes each call to `first`, then to `second`. The record is that of `second`."""
 
     def __init__(self, first: Tracker, second: Tracker) -> None:
         self._trackers = (first, second)

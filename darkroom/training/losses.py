@@ -19,7 +19,7 @@ WEIGHTINGS = get_args(LossWeighting)
 def negative_log_likelihood(images: Tensor, reconstruction: Tensor, *, likelihood: str, scale: float | Tensor | None) -> Tensor:
     """-log p(x|z) in nats per image (B,) of a decoder with the mean `reconstruction`; both (B, C, H, W) in [-1, 1].
 
-    Gaussian: (x - m)^2 / 2 s^2 + log s + log(2 pi) / 2 a pixel and channel. Laplace: |x - m| / s + log 2 s. The scale s has the
+    Gaussian: (x - m)^2 / 2 s^2 + log s + log(2 pi) / 2 per pixel and channel. Laplace: |x - m| / s + log 2 s. The scale s has the
     units of the pixels; Bernoulli has none (None).
 
     Bernoulli: -b log p - (1 - b) log(1 - p) with b = (x + 1) / 2 and p = (m + 1) / 2. The decoder's output *is* the mean, because

@@ -1,4 +1,4 @@
-"""The interface between the training loop and what it trains: batches, a loss and a validation."""
+"""The interface between the training loop and a task: batches, a loss and a validation."""
 
 from typing import Protocol
 

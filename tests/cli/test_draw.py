@@ -109,7 +109,7 @@ def test_sample_writes_the_format_of_the_suffix(tmp_path: Path, suffix: str, kin
 def test_sample_replaces_a_file_only_when_told_to(tmp_path: Path, opened: Mock, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "cat.png"
     out.write_bytes(b"precious")
-    assert "exists already. Name another file, or give --force" in fails(capsys, "sample", "--prompt", "a", "--out", str(out))
+    assert "already exists. Give another file, or --force" in fails(capsys, "sample", "--prompt", "a", "--out", str(out))
     assert out.read_bytes() == b"precious"
     opened.assert_not_called()
     main(["sample", "--prompt", "a", "--out", str(out), "--force"])
@@ -121,7 +121,7 @@ def test_sample_refuses_an_unknown_suffix_before_it_loads_the_model(
 ) -> None:
     (tmp_path / "folder.png").mkdir()
     assert "cat.gif must end in one of .jpeg, .jpg, .png, .webp." in fails(capsys, "sample", "--prompt", "a", "--out", "cat.gif")
-    assert "is a folder; name a file" in fails(capsys, "sample", "--prompt", "a", "--out", str(tmp_path / "folder.png"), "--force")
+    assert "is a folder; must be a file" in fails(capsys, "sample", "--prompt", "a", "--out", str(tmp_path / "folder.png"), "--force")
     opened.assert_not_called()
 
 

@@ -87,16 +87,16 @@ def test_a_stage_without_policy_has_the_defaults(toy: Path) -> None:
 
 
 def test_an_unknown_target_is_refused_with_the_nearest_known_one(toy: Path) -> None:
-    with pytest.raises(ValueError, match=r"'midle' is no stage of dvc.yaml; did you mean middle\?"):
+    with pytest.raises(ValueError, match=r"'midle' is not a stage of dvc.yaml; did you mean middle\?"):
         load(toy, ["midle"])
-    with pytest.raises(ValueError, match=r"'xyz' is no stage of dvc.yaml; there are first, middle, raw.dvc, side@left"):
+    with pytest.raises(ValueError, match=r"'xyz' is not a stage of dvc.yaml; known stages: first, middle, raw.dvc, side@left"):
         load(toy, ["xyz"])
 
 
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        ("retires: 2", r"meta.prefect of stage `first` in dvc.yaml: `retires`: Extra inputs .* Known: retries, retry_delay"),
+        ("retires: 2", r"meta.prefect of stage `first` in dvc.yaml: `retires`: Extra inputs .* Known keys: retries, retry_delay"),
         ("timeout: 0", "`timeout`: Input should be greater than 0"),
         ("retries: -1", "`retries`: Input should be greater than or equal to 0"),
         ("retries: '2'", "`retries`: Input should be a valid integer"),

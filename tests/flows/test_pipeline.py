@@ -255,7 +255,7 @@ def test_an_interrupted_flow_lets_its_stage_save_and_leaves_no_process(toy: Path
     send(flow.pid, signal.SIGINT if send is os.killpg else signal.SIGTERM)
     out, err = flow.communicate(timeout=60)
     assert flow.returncode != 0
-    assert "The same command goes on from the last checkpoints." in err, out + err
+    assert "The same command resumes from the last checkpoints." in err, out + err
     assert (toy / "checkpoint").read_text() == "saved"
     (pid,) = (toy / "attempts").read_text().split()
     assert not psutil.pid_exists(int(pid))
@@ -289,7 +289,7 @@ def test_a_slip_in_the_arguments_is_found_at_once(toy: Path) -> None:
     flow = start_flow(toy, "frist")
     _, err = flow.communicate(timeout=60)
     assert flow.returncode == 1
-    assert err.strip() == "flows.pipeline: 'frist' is no stage of dvc.yaml; did you mean first?"
+    assert err.strip() == "flows.pipeline: 'frist' is not a stage of dvc.yaml; did you mean first?"
 
 
 def test_help_names_every_option() -> None:

@@ -96,7 +96,7 @@ def test_it_runs_in_the_folder_it_is_given(tmp_path: Path) -> None:
 
 
 def test_another_status_than_0_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CommandError, match="ended with status 3"):
+    with pytest.raises(CommandError, match="ended with exit status 3"):
         asyncio.run(collect("print('a'); raise SystemExit(3)", tmp_path))
 
 

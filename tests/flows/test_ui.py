@@ -45,7 +45,7 @@ def test_the_usual_port_is_taken_if_it_is_free_and_another_one_if_not(taken: int
 
 
 def test_a_port_that_was_asked_for_and_is_taken_is_an_error(taken: int) -> None:
-    with pytest.raises(ValueError, match=f"Port {taken} is taken by another program"):
+    with pytest.raises(ValueError, match=f"Port {taken} is in use; give another port"):
         choose_port(taken, 5000)
 
 
@@ -73,7 +73,7 @@ def test_a_server_that_ends_by_itself_is_reported(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(ui, "start_mlflow", start_briefly)
     monkeypatch.setattr(ui, "start_prefect", start_briefly)
     monkeypatch.setattr(ui, "wait_until_up", lambda server: None)
-    with pytest.raises(ValueError, match=r"MLflow has ended by itself; see .*mlflow.log"):
+    with pytest.raises(ValueError, match=r"MLflow has ended unexpectedly; see .*mlflow.log"):
         serve(None, None, Running())
 
 

@@ -22,7 +22,7 @@ class Imported:
         self.pipeline.set_progress_bar_config(disable=True)
         self.pipeline.save_pretrained(self.source)
         import_model(str(self.source), self.folder)
-        self.artist = TextToImage.load(self.folder, torch.device("cpu"))
+        self.model = TextToImage.load(self.folder, torch.device("cpu"))
 
     @cached_property
     def exported(self) -> Path:

@@ -35,15 +35,15 @@ def draw_theirs(pipeline: Any, guidance_scale: float = 7.5) -> np.ndarray:
     return (images * 255).round().astype(np.uint8)
 
 
-def draw_ours(artist: TextToImage, sampler: str, spacing: str, *, unit_start: bool = True, guidance_scale: float = 7.5) -> np.ndarray:
+def draw_ours(model: TextToImage, sampler: str, spacing: str, *, unit_start: bool = True, guidance_scale: float = 7.5) -> np.ndarray:
     """uint8 (2, H, W, 3); `unit_start`: diffusers begins at sqrt(1 + sigma^2) times its latents, we at sigma times our noise."""
-    sigma = float(noise_levels(artist.config.schedule, STEPS, spacing)[0])
+    sigma = float(noise_levels(model.config.schedule, STEPS, spacing)[0])
     factor = (1 + sigma**2) ** 0.5 / sigma if unit_start else 1.0
-    return artist.sample(
+    return model.sample(
         PROMPTS,
         negative_prompts=NEGATIVES,
         seeds=[0, 0],
-        noise=start(artist.latent_shape[0]) * factor,
+        noise=start(model.latent_shape[0]) * factor,
         steps=STEPS,
         sampler=sampler,
         spacing=spacing,

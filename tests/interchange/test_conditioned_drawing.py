@@ -25,7 +25,7 @@ def photos() -> np.ndarray:
 def latents(imported: Imported) -> Tensor:
     """What `TextToImage` begins with: the means of the posteriors; diffusers would draw from them."""
     with torch.no_grad():
-        vae = imported.artist.vae
+        vae = imported.model.vae
         return vae.normalise(vae.encode(to_float(photos()))[0])
 
 
@@ -42,7 +42,7 @@ def pipeline(imported: Imported, name: str) -> Any:
 
 def ours(imported: Imported, mask: np.ndarray | None = None) -> np.ndarray:
     settings: dict[str, Any] = {"steps": STEPS, "strength": STRENGTH, "guidance_scale": 7.5, "sampler": "ddim"}
-    return imported.artist.sample(PROMPTS, negative_prompts=NEGATIVES, noise=noise(), image=photos(), mask=mask, **settings)
+    return imported.model.sample(PROMPTS, negative_prompts=NEGATIVES, noise=noise(), image=photos(), mask=mask, **settings)
 
 
 def as_uint8(images: np.ndarray) -> np.ndarray:
@@ -62,7 +62,7 @@ def test_inpainting_draws_the_same_inside_of_the_mask(imported: Imported, monkey
     mask = np.zeros((PX, PX), bool)
     mask[PX // 4 :, : PX // 2] = True
     theirs = pipeline(imported, "StableDiffusionInpaintPipeline")
-    vae, decoded = imported.artist.vae, []
+    vae, decoded = imported.model.vae, []
     decode = vae.decode
     monkeypatch.setattr(vae, "decode", lambda raw: decoded.append(raw) or decode(raw))
     monkeypatch.setattr(theirs, "_encode_vae_image", lambda image, generator: latents(imported)[: len(image)])

@@ -44,7 +44,7 @@ def test_what_was_imported_is_exported_bit_for_bit(imported: Imported) -> None:
 def test_diffusers_draws_what_we_draw_from_what_we_export(imported: Imported) -> None:
     pipeline = load(imported.exported)
     assert type(pipeline.scheduler).__name__ == "DDIMScheduler"
-    assert_same_pictures(draw_ours(imported.artist, "ddim", "leading"), draw_theirs(pipeline))
+    assert_same_pictures(draw_ours(imported.model, "ddim", "leading"), draw_theirs(pipeline))
 
 
 @pytest.mark.parametrize(
@@ -61,9 +61,9 @@ def test_diffusers_draws_what_we_draw_from_what_we_export(imported: Imported) ->
 def test_a_model_of_our_own_draws_the_same_in_diffusers(tmp_path: Path, settings: dict[str, Any]) -> None:
     write_model(tmp_path / "model", **settings)
     export_model(tmp_path / "model", tmp_path / "out", "diffusers")
-    pipeline, artist = load(tmp_path / "out"), load_ours(tmp_path / "model")
+    pipeline, model = load(tmp_path / "out"), load_ours(tmp_path / "model")
     assert pipeline.scheduler.config.prediction_type == settings["prediction"]
-    assert_same_pictures(draw_ours(artist, "ddim", "trailing", guidance_scale=3.0), draw_theirs(pipeline, guidance_scale=3.0))
+    assert_same_pictures(draw_ours(model, "ddim", "trailing", guidance_scale=3.0), draw_theirs(pipeline, guidance_scale=3.0))
 
 
 @torch.no_grad()
@@ -75,10 +75,10 @@ def test_transformers_tokenizes_and_encodes_as_we_do(imported: Imported) -> None
     )
     assert not any(info[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     tokens = tokenizer(CAPTIONS, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    ours = imported.artist.clip.tokenize(CAPTIONS)
+    ours = imported.model.clip.tokenize(CAPTIONS)
     assert torch.equal(tokens, ours)
     theirs = model(tokens).last_hidden_state
-    torch.testing.assert_close(imported.artist.clip.encode_tokens(ours), theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max().item())
+    torch.testing.assert_close(imported.model.clip.encode_tokens(ours), theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max().item())
 
 
 @torch.no_grad()
@@ -112,7 +112,7 @@ def test_an_exported_autoencoder_has_no_shift(tmp_path: Path) -> None:
 
 def test_what_is_exported_is_imported_as_the_same_model(imported: Imported, tmp_path: Path) -> None:
     import_model(str(imported.exported), tmp_path / "again")
-    before, after = imported.artist, load_ours(tmp_path / "again")
+    before, after = imported.model, load_ours(tmp_path / "again")
     for part in ("clip", "vae", "unet"):
         torch.testing.assert_close(getattr(after, part).state_dict(), getattr(before, part).state_dict(), rtol=0, atol=0)
     assert after.clip.conditioning == before.clip.conditioning
@@ -123,7 +123,7 @@ def test_what_is_exported_is_imported_as_the_same_model(imported: Imported, tmp_
 def test_the_card_says_how_to_load_and_what_was_trained(imported: Imported) -> None:
     card = (imported.exported / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: diffusers\n")
-    assert "| prediction of the U-Net | " + imported.artist.config.prediction in card
+    assert "| prediction of the U-Net | " + imported.model.config.prediction in card
     assert "height=64, width=64, num_inference_steps=50, guidance_scale=7.5" in card
     assert ("an exclamation mark" in card) == (imported.kind == "sd2")
 
@@ -143,7 +143,7 @@ def test_a_prediction_that_no_pipeline_has_leaves_nothing(tmp_path: Path) -> Non
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has no folder clip/: a model is a folder with clip/, vae/ and unet/"):
+    with pytest.raises(ValueError, match=r"clip/ not found: a model is a folder with clip/, vae/ and unet/"):
         export_model(tmp_path, tmp_path / "out", "diffusers")
 
 
@@ -152,7 +152,7 @@ def test_parts_of_different_runs_are_refused(tmp_path: Path) -> None:
     write_index(tmp_path / "vae", stage="train_vae", params={}, inputs={}, content={})
     other = json.loads((tmp_path / "vae" / "index.json").read_text()) | {"fingerprint": "another"}
     write_index(tmp_path / "unet", stage="train_unet", params={}, inputs={"vae": other}, content={})
-    with pytest.raises(ValueError, match=r"`unet` was made with another `vae`"):
+    with pytest.raises(ValueError, match=r"`unet` was made from another `vae`"):
         export_model(tmp_path, tmp_path / "out", "diffusers")
 
 

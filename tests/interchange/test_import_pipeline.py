@@ -37,23 +37,23 @@ def noise(*shape: int) -> Tensor:
 def test_the_unet_predicts_the_same(imported: Imported) -> None:
     unet = imported.pipeline.unet
     x, t, context = noise(2, 4, SIDE, SIDE), torch.tensor([7, 801]), noise(2, 77, unet.config.cross_attention_dim)
-    assert_close(imported.artist.unet(x, t, context), unet(x, t, context).sample)
+    assert_close(imported.model.unet(x, t, context), unet(x, t, context).sample)
 
 
 @torch.no_grad()
 def test_the_autoencoder_encodes_and_decodes_the_same(imported: Imported) -> None:
     vae, pictures, raw = imported.pipeline.vae, noise(2, 3, 32, 64).clamp(-1, 1), noise(2, 4, 4, 8)
     posterior = vae.encode(pictures).latent_dist
-    mean, std = imported.artist.vae.encode(pictures)
+    mean, std = imported.model.vae.encode(pictures)
     assert_close(mean, posterior.mean)
     assert_close(std, posterior.std)
-    assert_close(imported.artist.vae.decode(raw), vae.decode(raw).sample)
-    assert_close(imported.artist.vae.normalise(raw), raw * vae.config.scaling_factor)
+    assert_close(imported.model.vae.decode(raw), vae.decode(raw).sample)
+    assert_close(imported.model.vae.normalise(raw), raw * vae.config.scaling_factor)
 
 
 @torch.no_grad()
 def test_captions_become_the_same_tokens_and_the_same_hidden_states(imported: Imported) -> None:
-    tokenizer, clip = imported.pipeline.tokenizer, imported.artist.clip
+    tokenizer, clip = imported.pipeline.tokenizer, imported.model.clip
     theirs = tokenizer(CAPTIONS, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
     ours = clip.tokenize(CAPTIONS)
     assert torch.equal(ours, theirs)
@@ -67,11 +67,11 @@ def test_the_whole_pipeline_draws_the_same_pictures(imported: Imported, sampler:
     scheduler = kind.from_config(imported.pipeline.scheduler.config, timestep_spacing="leading")  # Euler's default is another
     pipeline = diffusers.StableDiffusionPipeline(**imported.pipeline.components | {"scheduler": scheduler})
     pipeline.set_progress_bar_config(disable=True)
-    assert_same_pictures(draw_ours(imported.artist, sampler, imported.artist.config.spacing), draw_theirs(pipeline))
+    assert_same_pictures(draw_ours(imported.model, sampler, imported.model.config.spacing), draw_theirs(pipeline))
 
 
 def test_what_the_scheduler_says_is_kept(imported: Imported) -> None:
-    config = imported.artist.config
+    config = imported.model.config
     assert config.prediction == {"sd1": "epsilon", "sd2": "v_prediction"}[imported.kind]
     assert (config.sampler, config.spacing, config.steps, config.guidance_scale) == ("ddim", "leading", 50, 7.5)
     torch.testing.assert_close(config.schedule.betas, Schedule.make("scaled_linear", 1000, 0.00085, 0.012).betas)
@@ -120,7 +120,7 @@ def test_pickled_weights_are_read_as_tensors(source: Path, sd1: Imported) -> Non
     weights["text_model.embeddings.position_ids"] = torch.arange(77)[None]
     file.unlink()
     torch.save(weights, file.with_name("pytorch_model.bin"))
-    torch.testing.assert_close(PipelineFolder(source).clip().state_dict(), sd1.artist.clip.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(PipelineFolder(source).clip().state_dict(), sd1.model.clip.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("pad", "expected"), [("<|endoftext|>", "end"), ({"content": "!", "lstrip": False}, "zero"), (None, "end")])

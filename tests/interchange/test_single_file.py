@@ -52,7 +52,7 @@ def save(weights: dict[str, Tensor], path: Path) -> Path:
 
 def test_our_own_file_comes_back_bit_for_bit(imported: Imported, tmp_path: Path) -> None:
     import_model(str(imported.single_file), tmp_path / "again")
-    before, after = imported.artist, load_ours(tmp_path / "again")
+    before, after = imported.model, load_ours(tmp_path / "again")
     assert_same_weights(after, before)
     assert (after.unet.config, after.vae.config, after.clip.conditioning) == (
         before.unet.config,
@@ -79,7 +79,7 @@ def test_a_model_of_our_own_comes_back_and_draws_the_same(tmp_path: Path) -> Non
     )
     assert (after.vae.config.scaling_factor, after.vae.config.shift_factor) == (0.18215, None)
     torch.testing.assert_close(after.unet.state_dict(), before.unet.state_dict(), rtol=0, atol=0)
-    assert_same_pictures(*(draw_ours(artist, "ddim", "trailing") for artist in (after, before)))
+    assert_same_pictures(*(draw_ours(model, "ddim", "trailing") for model in (after, before)))
 
 
 def test_the_layout_of_the_text_encoder_is_that_of_its_family(imported: Imported, foreign: dict[str, Tensor]) -> None:
@@ -96,15 +96,15 @@ def test_diffusers_reads_our_file_and_draws_the_same(imported: Imported) -> None
         str(imported.single_file), config=str(imported.exported), local_files_only=True
     )
     pipeline.set_progress_bar_config(disable=True)
-    assert_same_pictures(draw_ours(imported.artist, "ddim", "leading"), draw_theirs(pipeline))
+    assert_same_pictures(draw_ours(imported.model, "ddim", "leading"), draw_theirs(pipeline))
 
 
 def test_the_head_of_the_file_holds_all_configurations(imported: Imported) -> None:
     with safe_open(imported.single_file, "pt") as file:
-        said = json.loads(file.metadata()["darkroom"])
-    assert said["scheduler"]["prediction_type"] == imported.artist.config.prediction
-    assert said["vae"]["scaling_factor"] == 0.18215
-    assert said["unet"]["cross_attention_dim"] == said["text"]["model_cfg"]["text_cfg"]["width"]
+        metadata = json.loads(file.metadata()["darkroom"])
+    assert metadata["scheduler"]["prediction_type"] == imported.model.config.prediction
+    assert metadata["vae"]["scaling_factor"] == 0.18215
+    assert metadata["unet"]["cross_attention_dim"] == metadata["text"]["model_cfg"]["text_cfg"]["width"]
 
 
 # ---- those of others
@@ -113,7 +113,7 @@ def test_the_head_of_the_file_holds_all_configurations(imported: Imported) -> No
 def test_a_foreign_file_is_understood_by_its_shapes(imported: Imported, foreign: dict[str, Tensor], tmp_path: Path) -> None:
     save(foreign, tmp_path / "foreign.safetensors")
     import_model(str(tmp_path / "foreign.safetensors"), tmp_path / "model", prediction=PREDICTIONS[imported.kind])
-    before, after = imported.artist, load_ours(tmp_path / "model")
+    before, after = imported.model, load_ours(tmp_path / "model")
     assert_same_weights(after, before)
     assert after.unet.config.heads == before.unet.config.heads
     assert after.unet.config.sample_size == {"sd1": 64, "sd2": 96}[imported.kind]
@@ -147,14 +147,14 @@ def test_what_training_left_in_a_checkpoint_is_ignored(imported: Imported, forei
     }
     torch.save(checkpoint, tmp_path / "model.ckpt")
     import_model(str(tmp_path / "model.ckpt"), tmp_path / "model", prediction=PREDICTIONS[imported.kind])
-    assert_same_weights(load_ours(tmp_path / "model"), imported.artist)
+    assert_same_weights(load_ours(tmp_path / "model"), imported.model)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_becomes_fp32(sd1: Imported, foreign1: dict[str, Tensor], tmp_path: Path, dtype: torch.dtype) -> None:
     path = save({key: value.to(dtype) for key, value in foreign1.items()}, tmp_path / "half.safetensors")
     weights = SingleFile(path, None).vae().state_dict()
-    expected = {key: value.to(dtype).float() for key, value in sd1.artist.vae.state_dict().items()}
+    expected = {key: value.to(dtype).float() for key, value in sd1.model.vae.state_dict().items()}
     torch.testing.assert_close(weights, expected, rtol=0, atol=0)
 
 

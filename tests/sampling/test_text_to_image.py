@@ -122,7 +122,7 @@ def test_noise_needs_no_seeds_but_for_samplers_that_draw_more(model: TextToImage
     begin = SeededNoise([17], model.latent_shape, torch.device("cpu"))()
     given = model.sample(["a cat"], noise=begin, sampler="heun", **FAST)
     np.testing.assert_array_equal(given, model.sample(["a cat"], seeds=[17], sampler="heun", **FAST))
-    with pytest.raises(ValueError, match=r"draws fresh noise in its steps: take ddim.* give seeds too"):
+    with pytest.raises(ValueError, match=r"draws fresh noise in its steps: use ddim.* give seeds too"):
         model.sample(["a cat"], noise=begin, sampler="ddpm", **FAST)
     with pytest.raises(ValueError, match="give seeds, one per prompt, or noise"):
         model.sample(["a cat"])
@@ -196,8 +196,8 @@ def test_a_prompt_that_is_too_long_is_cut_with_a_warning_that_names_the_lost_wor
     with caplog.at_level(logging.WARNING):
         cut = model.sample([long, long], seeds=[1, 1], negative_prompts=["", "no " * 20], **FAST)
     assert [record.getMessage() for record in caplog.records] == [
-        f"The prompt `{long}` is too long for the text encoder, which does not see `sofa under the moon`.",
-        f"The prompt `{'no ' * 20}` is too long for the text encoder, which does not see `{'no ' * 9}no`.",
+        f"Prompt `{long}` is too long for the text encoder, which ignores `sofa under the moon`.",
+        f"Prompt `{'no ' * 20}` is too long for the text encoder, which ignores `{'no ' * 9}no`.",
     ]
     np.testing.assert_array_equal(cut[:1], model.sample(["a black cat and a white dog on a red"], seeds=[1], **FAST))
 
@@ -401,7 +401,7 @@ def test_more_iterations_come_back_closer(model: TextToImage) -> None:
 
 
 def test_an_inversion_of_strength_0_or_of_a_wrong_image_is_refused(model: TextToImage) -> None:
-    with pytest.raises(ValueError, match=r"strength is 0, where there is no noise to find; must be above 0"):
+    with pytest.raises(ValueError, match=r"strength is 0; must be above 0 and at most 1"):
         model.invert(photo(SIDE, SIDE), ["a"], strength=0)
     with pytest.raises(ValueError, match=r"one for all prompts, or \(2, H, W, 3\), one per prompt"):
         model.invert(photo(3, SIDE, SIDE), ["a", "b"])
@@ -410,7 +410,7 @@ def test_an_inversion_of_strength_0_or_of_a_wrong_image_is_refused(model: TextTo
 
 def test_an_inversion_warns_of_lost_words(model: TextToImage, caplog: pytest.LogCaptureFixture) -> None:
     model.invert(photo(SIDE, SIDE), ["cat " * 12], steps=2)
-    assert "which does not see `cat cat`" in caplog.text
+    assert "which ignores `cat cat`" in caplog.text
 
 
 # ---- edits
@@ -458,7 +458,7 @@ def test_one_prompt_or_one_seed_may_serve_the_whole_way(model: TextToImage, prom
 @pytest.mark.parametrize(
     ("prompts", "seeds", "num", "message"),
     [
-        (["a"], [1], 3, "1 prompts and 1 seeds: give two or more of one, and of the other as many or one"),
+        (["a"], [1], 3, "1 prompts and 1 seeds: give two or more of one kind, and one or the same number of the other"),
         (["a", "b"], [1, 2, 3], 3, "2 prompts and 3 seeds"),
         ([], [1, 2], 3, "0 prompts and 2 seeds"),
         (["a"], [1, 2], 1, "num is 1; must be at least 2"),

@@ -76,7 +76,7 @@ def test_the_first_version_becomes_champion_with_its_lineage(store: Store) -> No
         "model_name": "cats",
         "version": 1,
         "decision": "champion",
-        "reason": "there was no champion",
+        "reason": "it is the first champion",
         "metrics": {"kid": 1.0, "copied_fraction": 0.0},
         "eval_key": "key",
         "champion": {"before": None, "after": 1},
@@ -84,7 +84,7 @@ def test_the_first_version_becomes_champion_with_its_lineage(store: Store) -> No
     version = store.client.get_model_version("cats", "1")
     assert version.tags["git.commit"] == "c0ffee"
     assert version.tags["gate"] == "passed"
-    assert version.tags["gate.reason"] == "there was no champion"
+    assert version.tags["gate.reason"] == "it is the first champion"
     assert version.tags["eval_key"] == "key"
     assert json.loads(version.tags["metrics"]) == record["metrics"]
     assert names(store) == {"champion": 1}
@@ -157,9 +157,9 @@ def test_what_cannot_be_promoted_or_rolled_back_is_explained(store: Store) -> No
     with pytest.raises(ValueError, match="`cats` could not be rolled back"):
         rollback(store, "cats")
     add(store, 1.0)
-    with pytest.raises(ValueError, match=r"has no challenger; name the version to promote. Its aliases now: champion = version 1"):
+    with pytest.raises(ValueError, match=r"has no challenger; give the version to promote. Aliases: champion = version 1"):
         promote(store, "cats")
-    with pytest.raises(ValueError, match="Version 1 of `cats` is its champion already"):
+    with pytest.raises(ValueError, match="Version 1 of `cats` is already the champion"):
         promote(store, "cats", 1)
     with pytest.raises(ValueError, match="could not be promoted: Model Version"):
         promote(store, "cats", 9)
@@ -169,7 +169,7 @@ def test_what_cannot_be_promoted_or_rolled_back_is_explained(store: Store) -> No
 
 def test_a_misspelt_metric_is_found_before_anything_is_registered(store: Store) -> None:
     run = store.client.create_run(store.experiment_id)
-    with pytest.raises(ValueError, match="no metric `kdi`"):
+    with pytest.raises(ValueError, match="Metric `kdi` is missing"):
         register(
             store,
             "cats",
@@ -226,11 +226,11 @@ def test_what_is_not_registered_is_explained(store: Store, tmp_path_factory: pyt
     add(store, 1.0)
     with pytest.raises(ValueError, match="'models:/cats' is not the URI of a registered model; write models:/NAME@champion"):
         registered_folder("models:/cats", store.root)
-    with pytest.raises(ValueError, match=r"`cats` has no alias 'champ'. Its aliases now: champion = version 1"):
+    with pytest.raises(ValueError, match=r"`cats` has no alias 'champ'. Aliases: champion = version 1"):
         registered_folder("models:/cats@champ", store.root)
     with pytest.raises(ValueError, match="models:/dogs@champion cannot be found"):
         registered_folder("models:/dogs@champion", store.root)
-    with pytest.raises(ValueError, match=r"has no mlflow.db: run this in the folder of the project"):
+    with pytest.raises(ValueError, match=r"mlflow.db not found in .*; run this in the project's folder"):
         open_registry(tmp_path_factory.mktemp("elsewhere"))
 
 

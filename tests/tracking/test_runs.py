@@ -196,7 +196,7 @@ def test_an_unreachable_server_is_a_warning_and_the_numbers_are_kept(
     with run_of(project) as tracker:
         tracker.log_metrics({"loss": 1.5}, 1)
     assert tracker.record == {"experiment": None, "parent_run_id": None, "run_id": None}
-    assert "MLflow cannot be used" in caplog.text
+    assert "MLflow is not available" in caplog.text
     assert json.loads((project / ".scratch/train_vae/k1/metrics.jsonl").read_text())["loss"] == 1.5
 
 
@@ -212,7 +212,7 @@ def test_tracking_can_be_switched_off(project: Path, monkeypatch: pytest.MonkeyP
 
 def test_another_word_than_on_or_off_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DARKROOM_TRACKING", "no")
-    with pytest.raises(ValueError, match="DARKROOM_TRACKING is 'no'; it should be `on`"), run_of(project):
+    with pytest.raises(ValueError, match="DARKROOM_TRACKING is 'no'; must be `on`"), run_of(project):
         pass
 
 
