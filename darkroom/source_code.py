@@ -31,6 +31,7 @@ WATCHING = (
     *("darkroom.previews", "darkroom.progress", "darkroom.source_code", "darkroom.tracking"),
     *(f"darkroom.tracking.{name}" for name in ("mlflow_tracker", "runs", "store", "tracker")),
 )
+CONTRACT = "STAGE"  # of the file of a stage: what its command runs
 EVERYTHING = "*"  # instead of a name: the whole module
 EFFECTS = "<module>"  # the statements of a module that do more than bind a name
 TEMPLATES, TEMPLATE = "darkroom/templates", ".html.j2"  # folder and ending of the pages; a definition uses those that it names
@@ -40,7 +41,7 @@ LOGS = ("logger", "logging")  # calls of theirs are for people
 
 Use = tuple[str, str]  # module, definition
 STARTED_BY: dict[Use, Use] = {  # what dvc.yaml starts stages with that reach this
-    ("darkroom.training.loop", "train"): ("darkroom.training.launch", EVERYTHING),
+    ("darkroom.training.loop", "train"): ("darkroom.training.launch", "main"),
 }
 
 
@@ -48,7 +49,7 @@ def code_identity(stage: str) -> dict[str, str]:
     """`module:definition` -> hash of its syntax tree, for everything of ours that the stage reaches."""
     found: dict[str, str] = {}
     seen: set[Use] = set()
-    waiting = [(f"stages.{stage}", EVERYTHING), *load_module(PARAMETERS[0]).section(stage)]
+    waiting = [(f"stages.{stage}", CONTRACT), *load_module(PARAMETERS[0]).section(stage)]
     while waiting:
         use = waiting.pop()
         if use in seen or use[0] in WATCHING:

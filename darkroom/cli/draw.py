@@ -141,7 +141,7 @@ def interpolate(
     """Draw images between two seeds or two prompts.
 
     Draws a strip of images from the first prompt or seed (stop) to the last. Give two or more prompts, or two or more
-    seeds, or the same number of both. The sampler must be one without fresh noise: e.g. ddim, heun or dpmpp_2m.
+    seeds, or the same number of both. The sampler must be one without fresh noise, e.g. ddim, heun or dpmpp_2m.
 
     Examples:
       darkroom interpolate --prompt 'a sitting black cat, at night' --seed 1 --seed 2 --out seeds.png

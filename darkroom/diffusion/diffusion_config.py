@@ -42,4 +42,7 @@ class DiffusionConfig(SamplerParams):
         if not path.is_file():
             raise ValueError(f"{path} is missing: {folder} is not the folder of a U-Net that train_unet or `darkroom import` wrote.")
         content = json.loads(path.read_text(encoding="utf-8"))
+        required = {"schedule", "prediction", *SamplerParams.model_fields} - {"spacing"}  # files of older models do not have it
+        if missing := sorted(required - content.keys()):
+            raise ValueError(f"{path}: `{missing[0]}` is missing. Restore the file, or make the U-Net again with `dvc repro`.")
         return cls(schedule=Schedule.make(**content.pop("schedule")), **content)

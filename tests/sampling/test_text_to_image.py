@@ -1,5 +1,6 @@
 """What `TextToImage` promises, with a small random model: seeds, sizes, options, images to begin with, inversion, interpolation."""
 
+import json
 import logging
 from collections.abc import Iterator
 from itertools import pairwise
@@ -489,4 +490,15 @@ def test_a_model_without_its_diffusion_settings_is_refused(tmp_path: Path) -> No
     write_model(tmp_path)
     (tmp_path / "unet" / "diffusion.json").unlink()
     with pytest.raises(ValueError, match=r"unet/diffusion\.json is missing: .*unet is not the folder of a U-Net that train_unet or"):
+        TextToImage.load(tmp_path)
+
+
+def test_diffusion_settings_without_a_value_are_refused_not_filled_in(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    path = tmp_path / "unet" / "diffusion.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in content.items() if key != "spacing"}))
+    assert TextToImage.load(tmp_path).config.spacing == "trailing"  # of models from before there was a choice
+    path.write_text(json.dumps({key: value for key, value in content.items() if key != "steps"}))
+    with pytest.raises(ValueError, match=r"unet/diffusion\.json: `steps` is missing"):
         TextToImage.load(tmp_path)
