@@ -84,6 +84,7 @@ class Module:
         self.imports: dict[str, Use] = {}  # name -> where it comes from, for imports of ours
         self.bindings: dict[str, list[ast.stmt]] = {}  # name -> the statements that bind it, foreign imports among them
         self._hashes: dict[str, str] = {}
+        self._uses: dict[str, list[Use]] = {}
         self._sections: dict[str, str] = {}  # of the parameters: stage -> class
         self._fields: dict[str, list[ast.expr]] = {}  # class of parameters -> the types of its fields
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -128,14 +129,18 @@ class Module:
             self._hashes[name] = hash_json([[canonical(statement) for statement in self.bindings[name]], sources])[:16]
         return self._hashes[name]
 
-    def reached_from(self, name: str) -> Iterator[Use]:
+    def reached_from(self, name: str) -> list[Use]:
         """What the definition uses; for an imported name, where it comes from."""
-        yield from self.imports.values() if name == EVERYTHING else [self.imports[name]] if name in self.imports else []
-        for bound in self.defined(name):
-            for statement in self.bindings[bound]:
-                yield from self._used(statement)
-            for field_type in self._fields.get(bound, []):
-                yield from (use for use in self._used(field_type) if use[0] in PARAMETERS)  # groups of parameters, not choices
+        sources = list(self.imports.values()) if name == EVERYTHING else [self.imports[name]] if name in self.imports else []
+        return [*sources, *(use for bound in self.defined(name) for use in self._uses_of(bound))]
+
+    def _uses_of(self, bound: str) -> list[Use]:
+        if bound not in self._uses:
+            in_code = [use for statement in self.bindings[bound] for use in self._used(statement)]
+            in_fields = [use for field_type in self._fields.get(bound, []) for use in self._used(field_type)]
+            groups = [use for use in in_fields if use[0] in PARAMETERS]  # groups of parameters, not choices
+            self._uses[bound] = list(dict.fromkeys([*in_code, *groups]))
+        return self._uses[bound]
 
     def _used(self, node: ast.AST) -> Iterator[Use]:
         match node:

@@ -6,7 +6,6 @@ import shutil
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 
 from darkroom import source_code
-from darkroom.source_code import PACKAGES, PARAMETERS, WATCHING, code_identity, load_module, stage_names
+from darkroom.source_code import PACKAGES, PARAMETERS, WATCHING, Module, code_identity, load_module, stage_names
 from tests.tiny_run import STAGES, make_project, run_stage
 
 ROOT = Path(__file__).parents[1]
@@ -22,18 +21,33 @@ TRAINED = {"train_clip", "train_vae", "train_unet"}
 
 
 @pytest.fixture
-def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the code that a test may edit, in place of the one that runs."""
     for package in PACKAGES:
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(source_code, "ROOT", tmp_path)
-    yield tmp_path
-    load_module.cache_clear()
+    return tmp_path
+
+
+ORIGINALS: dict[str, Module] = {}  # modules as they stand in the project: parsed once, not once a test
 
 
 def identities() -> dict[str, dict[str, str]]:
-    load_module.cache_clear()
-    return {name: code_identity(name) for name in stage_names()}
+    modules: dict[str, Module] = {}
+
+    def load(name: str) -> Module:
+        if name not in modules:
+            path = source_code.path_of(name)
+            original = ROOT / path.relative_to(source_code.ROOT)
+            if original.is_file() and original.read_bytes() == path.read_bytes():
+                modules[name] = ORIGINALS[name] = ORIGINALS.get(name) or Module(name, path)
+            else:
+                modules[name] = Module(name, path)
+        return modules[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source_code, "load_module", load)
+        return {name: code_identity(name) for name in stage_names()}
 
 
 def rerun_by(tree: Path, old: str, new: str) -> set[str]:
