@@ -62,7 +62,7 @@ def _unpickle(path: Path) -> Any:
         raise ValueError(f"{path} is damaged or not a PyTorch file: {' '.join(reason.split())[:200]}") from error
 
 
-def read_metadata(path: Path) -> dict[str, str]:
+def read_file_metadata(path: Path) -> dict[str, str]:
     """The metadata of a .safetensors file; {} for other files."""
     if path.suffix != ".safetensors":
         return {}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from darkroom import __version__
 from darkroom.diffusion.diffusion_config import DiffusionConfig
-from darkroom.interchange.foreign_weights import read_foreign_weights, read_metadata
+from darkroom.interchange.foreign_weights import read_file_metadata, read_foreign_weights
 from darkroom.interchange.ldm_config import (
     OPEN_CLIP_TEXT,
     SCALING_FACTOR,
@@ -80,7 +80,7 @@ class SingleFile:
         )
         self.betas, self.scale_factor = weights.get("betas"), weights.get("scale_factor")
         self.is_transformers_text = any(key.startswith(TRANSFORMERS_TEXT) for key in self.weights)
-        self.metadata = json.loads(read_metadata(path).get(METADATA_KEY, "null"))
+        self.metadata = json.loads(read_file_metadata(path).get(METADATA_KEY, "null"))
         self.prediction = self._prediction(prediction)
 
     def _prediction(self, asked: str | None) -> str:

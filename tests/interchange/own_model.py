@@ -1,4 +1,4 @@
-"""A model as our own training makes it: small, with its own text tower, schedule, prediction, and scale and shift of latents."""
+"""A model as our own training makes it: small, with its own text encoder, schedule, prediction, and scale and shift of latents."""
 
 from pathlib import Path
 from typing import Any
