@@ -29,7 +29,7 @@ def distance_metrics(features: FeatureSets, *, sources: Groups, num_neighbours: 
     num_a, num_b = (min(len(part), len(train) // 2) for part in crossed[0])
     return {
         "frechet_distance": sum(frechet_distance(*pair) for pair in crossed) / 2,
-        "frechet_distance_floor": frechet_distance(train[:num_a], train[num_a : num_a + num_b]),
+        "frechet_distance_photos": frechet_distance(train[:num_a], train[num_a : num_a + num_b]),
         "kid": kid,
         "kid_standard_error": error,
         **asdict(manifolds),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -20,6 +20,41 @@ from darkroom.provenance import hash_file
 
 MAX_PHOTOS = 10_000  # photos of a split that are measured: the first in the order of their keys, which are hashes
 Images = NDArray[np.uint8]  # (B, H, W, 3)
+
+
+class ImageSource(Protocol):
+    """Images that are read batch by batch, so that they need not fit into memory together."""
+
+    def __len__(self) -> int: ...
+
+    def images(self, indices: Sequence[int]) -> Images: ...
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """The images of an array, which may be a memory map."""
+
+    array: Images
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def images(self, indices: Sequence[int]) -> Images:
+        return np.asarray(self.array[list(indices)])
+
+
+@dataclass(frozen=True)
+class MappedImages:
+    """What `function` makes of the images of `source`, batch by batch and each time anew."""
+
+    source: ImageSource
+    function: Callable[[Images], Images]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def images(self, indices: Sequence[int]) -> Images:
+        return self.function(self.source.images(indices))
 
 
 @dataclass(frozen=True)

@@ -1,73 +1,119 @@
-"""The meaning of each metric in metrics.json, in one plain sentence, in the order in which the report shows them."""
+"""The meaning of each metric in metrics.json, in plain sentences, in the order in which the report shows them.
+
+A metric stands between two others: what real photos reach on the same measure (`<key>_photos`), and what a model reaches that has
+learned nothing (`<key>_chance`).
+"""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
+
+Better = Literal["lower", "higher", "neither"]
+COMPANIONS = ("standard_error", "low", "high", "p", "photos", "chance")  # `<key>_<companion>` in metrics.json
+MEASURED = "measured"  # the companion is in metrics.json
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a metric before it is measured."""
+
+    name: str
+    meaning: str  # one plain sentence
+    fooled_by: str  # one plain sentence: what makes it look better or worse than the model is
+    better: Better
+    photos: float | str = MEASURED  # what real photos reach, or a sentence why nobody knows
+    chance: float | str = MEASURED  # what a model reaches that has learned nothing, or a sentence why nobody knows
 
 
 @dataclass(frozen=True)
 class Metric:
+    """A measured metric with its companions; None = not measured."""
+
     key: str  # in metrics.json
     value: float
-    name: str
-    meaning: str  # one plain sentence
+    entry: Entry
+    standard_error: float | None
+    low: float | None  # of the 95 % interval
+    high: float | None
+    p: float | None  # probability of a value as large, or larger, if samples and photos were of one distribution
+    photos: float | None
+    chance: float | None
 
 
-GLOSSARY: dict[str, tuple[str, str]] = {  # key in metrics.json -> name, meaning
-    "kid": (
-        "KID", "Distance of samples from held-out photos, unbiased for any number of them; 0 means no difference, smaller is better."),
-    "kid_standard_error": (
-        "Standard error of KID", "KIDs closer than two or three standard errors do not differ; it falls with more samples and photos."),
-    "frechet_distance": (
-        "Fréchet distance", "FID's formula in the features named below. It is larger for fewer images: compare it only with its floor."),
-    "frechet_distance_floor": (
-        "Floor of the Fréchet distance", "The same between two sets of training photos of these sizes: what a perfect model reaches."),
-    "precision": (
-        "Precision", "Share of samples that lie among the held-out photos: are they plausible?"),
-    "recall": (
-        "Recall", "Share of held-out photos that lie among the samples: does the model generate everything that the photos show?"),
-    "density": (
-        "Density", "How densely photos lie around the samples; near 1 for a perfect model, and less sensitive to outliers than precision."),
-    "coverage": (
-        "Coverage", "Share of held-out photos with a sample in their neighbourhood; near 1 for a perfect model."),
-    "copied_fraction": (
-        "Copied fraction", "Share of samples closer to a training photo than the median held-out photo is: 0.5 if new, 1 if copied."),
-    "clip_score": (
-        "CLIP score", "How well samples fit their prompts (100 times the cosine), by this run's own CLIP."),
-    "clip_score_photos": (
-        "CLIP score of photos", "The CLIP score of held-out photos with their own captions: the value to aim at."),
-    "clip_score_chance": (
-        "CLIP score by chance", "The CLIP score of samples with the prompts of others: what a model that ignores its prompts reaches."),
-    "retrieval_accuracy": (
-        "Retrieval accuracy", "Share of samples whose own prompt fits them best among all prompts."),
-    "retrieval_accuracy_photos": (
-        "Retrieval accuracy of photos", "Share of held-out photos whose own caption fits them best among all captions."),
-    "reconstruction_psnr": (
-        "Reconstruction PSNR", "How exactly the VAE reconstructs held-out photos, in dB; no sample can be sharper than that."),
-    "reconstruction_ssim": (
-        "Reconstruction SSIM", "How much of the structure of held-out photos the VAE keeps; 1 is all of it."),
-    "photo_bits_per_dim": (
-        "Bits per pixel value of photos", "Upper bound for a held-out photo, by VAE and U-Net; a model that knows nothing has 8."),
-    "photo_bits_per_dim_standard_error": (
-        "Standard error of these bits", "It shows how well these photos stand for others; a comparison on the same photos is more exact."),
-    "vae_bits_per_dim": (
-        "Bits by the VAE alone", "The same bound with plain normal latents instead of the U-Net's; the U-Net saves the difference."),
-    "vae_elbo_nats": (
-        "Evidence lower bound of the VAE", "Lower bound on the log-likelihood of a held-out photo, in nats; larger is better."),
-    "latent_bits_total": (
-        "Bits per latent", "Upper bound for a value of normalised latents, by the U-Net; plain normal noise has 2.05, less is better."),
-    "latent_bits_prior": (
-        "Bits of the last step", "Their part L_T: what remains visible of a photo at the highest noise level; should be near 0."),
-    "latent_bits_chain": (
-        "Bits of the chain", "Their part over all steps from noise to nearly clean: what the U-Net does not predict."),
-    "latent_bits_decoder": (
-        "Bits of the first step", "Their part L_0: a density of the latents given nearly clean ones, so it is below 0."),
+CAPTION_CLIP = "The CLIP that measures it also conditioned the U-Net, and has seen nothing but your captions."
+GLOSSARY: dict[str, Entry] = {
+    "kid": Entry(
+        "KID", "Distance of samples from held-out photos, unbiased for any number of them; 0 means no difference.",
+        "An extractor that does not see a difference; a model that copies its training photos.", "lower"),
+    "frechet_distance": Entry(
+        "Fréchet distance", "FID's formula in the features named below; larger for fewer images, so read it beside that of photos.",
+        "The number of images: only distances of equally many compare.", "lower"),
+    "precision": Entry(
+        "Precision", "Share of samples that lie among the held-out photos: are they plausible?",
+        "One outlier among the photos has a large ball; repeating one good image gives 1.", "higher"),
+    "recall": Entry(
+        "Recall", "Share of held-out photos that lie among the samples: does the model generate everything that the photos show?",
+        "Scattered bad samples have large balls, which contain photos.", "higher"),
+    "density": Entry(
+        "Density", "How densely photos lie around the samples; less sensitive to outliers than precision.",
+        "Samples in the middle of the photos, like blurred ones, lie in many balls.", "higher"),
+    "coverage": Entry(
+        "Coverage", "Share of held-out photos with a sample in their neighbourhood.",
+        "Copies of training photos cover as well as new images.", "higher"),
+    "copied_fraction": Entry(
+        "Copied fraction", "Share of samples closer to a training photo than the median held-out photo is: 0.5 if new, 1 if copied.",
+        "Copies that the VAE blurred, and mirrored ones.", "lower", photos=0.5, chance="It is no measure of learning."),
+    "clip_score": Entry(
+        "CLIP score", "How well samples fit their prompts (100 times the cosine), by this run's own CLIP.", CAPTION_CLIP, "higher"),
+    "retrieval_accuracy": Entry(
+        "Retrieval accuracy", "Share of samples whose own prompt fits them best among all prompts.", CAPTION_CLIP, "higher"),
+    "reconstruction_psnr": Entry(
+        "Reconstruction PSNR", "How exactly the VAE reconstructs held-out photos, in dB; no sample can be sharper than that.",
+        "Blur costs little: it averages what the VAE does not know.", "higher",
+        photos="A photo equals itself: there is no limit."),
+    "reconstruction_ssim": Entry(
+        "Reconstruction SSIM", "How much of the structure of held-out photos the VAE keeps.",
+        "Flat regions count as much as the subject.", "higher", photos=1.0),
+    "photo_bits_per_dim": Entry(
+        "Bits per pixel value of photos", "Upper bound for a held-out photo, by VAE and U-Net.",
+        "Most bits are noise and texture that no eye sees: a model with fewer bits can draw worse.", "lower",
+        photos="Nobody knows the entropy of photos.", chance=8.0),
+    "vae_bits_per_dim": Entry(
+        "Bits by the VAE alone", "The same bound with plain normal latents instead of the U-Net's; the U-Net saves the difference.",
+        "A learned scale of the pixels that is finer than the levels of 8 bits.", "lower",
+        photos="Nobody knows the entropy of photos.", chance=8.0),
+    "vae_elbo_nats": Entry(
+        "Evidence lower bound of the VAE", "Lower bound on the log-likelihood of a held-out photo, in nats.",
+        "It is the density of pixels in [-1, 1], so it grows with the side of the images.", "higher",
+        photos="Nobody knows the entropy of photos.", chance="It depends on the number of pixels; see the bits."),
+    "latent_bits_total": Entry(
+        "Bits per latent", "Upper bound for a value of normalised latents, by the U-Net.",
+        "Another VAE: bits of other latents do not compare.", "lower",
+        photos="Nobody knows the entropy of latents.", chance=0.5 * math.log2(2 * math.pi * math.e)),
+    "latent_bits_prior": Entry(
+        "Bits of the last step", "Their part L_T: what remains visible of a photo at the highest noise level.",
+        "It says nothing of the U-Net: the schedule alone decides.", "lower", photos=0.0, chance="It is no measure of learning."),
+    "latent_bits_chain": Entry(
+        "Bits of the chain", "Their part over all steps from noise to nearly clean: what the U-Net does not predict.",
+        "Another schedule moves bits between the three parts.", "lower",
+        photos="Nobody knows the entropy of latents.", chance="The three parts have one chance level, that of their sum."),
+    "latent_bits_decoder": Entry(
+        "Bits of the first step", "Their part L_0: a density of the latents given nearly clean ones, so it is below 0.",
+        "Another schedule moves bits between the three parts.", "lower",
+        photos="Nobody knows the entropy of latents.", chance="The three parts have one chance level, that of their sum."),
 }  # fmt: skip
 
 
-def explain(metrics: Mapping[str, float], glossary: Mapping[str, tuple[str, str]] = GLOSSARY) -> list[Metric]:
-    """The finite ones of `metrics` with their names and meanings, in the order of the glossary."""
-    assert set(metrics) <= set(glossary), f"{set(metrics) - set(glossary)} without a sentence of meaning"
-    return [
-        Metric(key, metrics[key], name, meaning) for key, (name, meaning) in glossary.items() if math.isfinite(metrics.get(key, math.nan))
-    ]
+def explain(measured: Mapping[str, float], glossary: Mapping[str, Entry] = GLOSSARY) -> list[Metric]:
+    """The finite ones of `measured` with their companions and entries, in the order of the glossary."""
+    companions = {f"{key}_{companion}" for key in glossary for companion in COMPANIONS}
+    assert set(measured) <= {*glossary, *companions}, f"{set(measured) - {*glossary, *companions}} without a sentence of meaning"
+    return [_metric(key, entry, measured) for key, entry in glossary.items() if math.isfinite(measured.get(key, math.nan))]
+
+
+def _metric(key: str, entry: Entry, measured: Mapping[str, float]) -> Metric:
+    found = {companion: measured.get(f"{key}_{companion}") for companion in COMPANIONS}
+    constants = {"photos": entry.photos, "chance": entry.chance}
+    found |= {companion: value for companion, value in constants.items() if isinstance(value, float)}
+    return Metric(key, measured[key], entry, **found)

@@ -7,7 +7,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision import models
 
-from darkroom.evaluation.features import Extractor, clip_features, resized, torchvision_features
+from darkroom.evaluation.features import ArrayImages, Extractor, MappedImages, clip_features, resized, torchvision_features
 from darkroom.models.classifier import last_layer, load_classifier
 from darkroom.models.weights import read_weights
 
@@ -78,3 +78,12 @@ def test_images_reach_the_classifier_resized_and_in_its_own_pixels(tmp_path):
     with torch.inference_mode():
         expected = load_classifier("squeezenet1_1", path, section="here").features(pixels).mean(dim=(2, 3))
     np.testing.assert_allclose(features_of(torchvision_features("squeezenet1_1", path, size=64, **caffe)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_sources_read_and_change_single_batches():
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
+    source = ArrayImages(images)
+    mirrored = MappedImages(source, lambda batch: batch[:, :, ::-1])
+    assert len(source) == len(mirrored) == 5
+    np.testing.assert_array_equal(mirrored.images([4, 1]), images[[4, 1], :, ::-1])
+    np.testing.assert_array_equal(source.images(range(1, 3)), images[1:3])

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from darkroom.evaluation.galleries import Gallery, Tile
-from darkroom.evaluation.glossary import GLOSSARY, Metric, explain
+from darkroom.evaluation.glossary import GLOSSARY, Entry, explain
 from darkroom.evaluation.report import curve_svg, read_curve, write_report
 from darkroom.pixels import picture_grid
 
@@ -22,7 +22,7 @@ def noise(count, size=16):
 def report(folder, **changes):
     content = {
         "title": "A report",
-        "metrics": [Metric("kid", 0.01234, "KID", "Smaller is better.")],
+        "metrics": explain({"kid": 0.01234}, {"kid": Entry("KID", "Smaller is better.", "Blur.", "lower")}),
         "facts": {"seed": "0"},
         "galleries": [Gallery("Samples", "Drawn.", [Tile(noise(1), "a cat")]), Gallery("Pairs", "Two.", [Tile(noise(2), "both")])],
         "charts": {"U-Net": curve_svg({"loss": [(0, 1.0), (10, 0.5)]})},
@@ -112,3 +112,16 @@ def test_every_metric_stands_in_the_tables_of_its_page(key):
 def test_a_metric_without_a_sentence_of_meaning_is_refused():
     with pytest.raises(AssertionError, match=r"'invented'. without a sentence"):
         explain({"kid": 0.1, "invented": 1.0})
+
+
+def test_a_metric_gets_its_companions_measured_or_known():
+    glossary = {"psnr": Entry("PSNR", "Exactness.", "Blur.", "higher", photos="No limit.", chance=5.0)}
+    (metric,) = explain({"psnr": 20.0, "psnr_low": 19.0, "psnr_standard_error": 0.5}, glossary)
+    assert (metric.value, metric.low, metric.high, metric.standard_error, metric.photos, metric.chance) == (
+        20.0,
+        19.0,
+        None,
+        0.5,
+        None,
+        5.0,
+    )
