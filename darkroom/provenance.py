@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 INDEX = "index.json"
+IMPORT = "import"  # stands in the index instead of a stage if `darkroom import` wrote the folder
 
 
 def canonical_json(value: Any) -> str:
@@ -123,9 +124,10 @@ def read_index(folder: Path) -> dict[str, Any]:
             problem = f"has {file.stat().st_size} bytes instead of {entry['bytes']}"
         else:
             continue
+        again = f"Restore it with `dvc checkout {folder}` or make it again with `dvc repro --force --single-item {index['stage']}`."
         raise ValueError(
-            f"{file} {problem}, but {folder / INDEX} lists it, so it was changed after stage `{index['stage']}` wrote it. "
-            f"Restore it with `dvc checkout {folder}` or make it again with `dvc repro --force --single-item {index['stage']}`."
+            f"{file} {problem}, but {folder / INDEX} lists it, so it was changed after `{index['stage']}` wrote it. "
+            + ("Import the model again." if index["stage"] == IMPORT else again)
         )
     return index
 

@@ -1,7 +1,9 @@
 """Models on disk in diffusers' layout: `config.json` and `diffusion_pytorch_model.safetensors`, strict in both directions."""
 
 import dataclasses
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -10,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from darkroom.provenance import hash_file, hash_json
+from darkroom.provenance import hash_json
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -72,6 +74,10 @@ class StoredModel(nn.Module):
         super().__init__()
         self.config = config
 
+    def fingerprint(self) -> str:
+        """sha256 of the configuration and of the weights, whatever file they came from."""
+        return hash_json([self.config.to_json(), hash_weights(self.state_dict())])
+
 
 Model = TypeVar("Model", bound=StoredModel)
 
@@ -96,9 +102,13 @@ def load_model(cls: type[Model], folder: Path | str) -> Model:
     return assemble(cls, config, read_weights(folder / WEIGHTS_FILE), where=folder / WEIGHTS_FILE)
 
 
-def hash_init(folder: str) -> str:
-    """sha256 of the model that training starts from, or "" for none. Runs that start from other weights do not share checkpoints."""
-    return hash_json({name: hash_file(Path(folder) / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}) if folder else ""
+def hash_weights(weights: Mapping[str, Tensor]) -> str:
+    """sha256 of the names and the fp32 values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def assemble(cls: type[Model], config: ModelConfig, weights: dict[str, Tensor], *, where: Path | str) -> Model:
