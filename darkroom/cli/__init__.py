@@ -16,10 +16,12 @@ from darkroom.cli.draw import edit, interpolate, sample
 from darkroom.cli.models import export_model, import_model, promote, rollback
 from darkroom.cli.params import params
 from darkroom.cli.photos import demo_data, doctor
+from darkroom.cli.tune import tune
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo-data": demo_data,
     "params": params,
+    "tune": tune,
     "doctor": doctor,
     "sample": sample,
     "edit": edit,
