@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from darkroom import open_model
 from darkroom.diffusion.diffusion_config import DiffusionConfig
 from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.clip import ClipTowers
+from darkroom.models.unet import UNet2DConditionModel
 from darkroom.models.weights import load_model, save_model
 from darkroom.params_file import read_yaml
 from darkroom.provenance import read_index
@@ -169,7 +171,9 @@ def test_captions_that_differ_train_clip(alike: Path) -> None:
     assert content["weights"] != ClipTowers.build(new_clip(alike), seed=0).fingerprint()
 
 
-def test_a_model_of_one_caption_draws_every_prompt_as_it_and_says_so_once(alike: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_of_one_caption_draws_every_prompt_as_it_and_says_so_once(
+    alike: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_params(
         alike / "params.yaml",
         ingest={"captions": [], "caption_template": "a cat"},
@@ -182,11 +186,20 @@ def test_a_model_of_one_caption_draws_every_prompt_as_it_and_says_so_once(alike:
     model = TextToImage.load(alike / "data")
     assert model.config.only_caption == "a cat"
     caplog.clear()
+    batches = []
+    forward = UNet2DConditionModel.forward
+
+    def counts(self: UNet2DConditionModel, x: Tensor, *inputs: Tensor) -> Tensor:
+        batches.append(len(x))
+        return forward(self, x, *inputs)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", counts)
     own = model.sample(["a cat"], seeds=[1])
     assert not caplog.records
     others = [model.sample([prompt], seeds=[1], guidance_scale=scale) for prompt, scale in (("a dog", 1.0), ("two birds", 7.0))]
     for other in others:
         np.testing.assert_array_equal(other, own)
+    assert set(batches) == {1}  # no second prediction to guide away from
     assert [record.message for record in caplog.records] == [
         "This model was trained with one caption, `a cat`, so prompts steer nothing: all are drawn as this one."
     ]
