@@ -1,14 +1,12 @@
 import base64
 import io
 import re
-from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from darkroom.evaluation.galleries import Gallery, Tile
-from darkroom.evaluation.glossary import GLOSSARY, Entry, explain
+from darkroom.evaluation.glossary import Entry, explain
 from darkroom.evaluation.report import curve_svg, read_curve, write_report
 from darkroom.pixels import picture_grid
 
@@ -100,28 +98,3 @@ def test_curves_are_read_from_csv_without_the_rows_that_have_no_value(tmp_path):
     assert read_curve(path, "psnr") == [(10, 20), (20, 21)]
     assert read_curve(path, "none") == []
     assert read_curve(tmp_path / "missing.csv", "loss") == []
-
-
-@pytest.mark.parametrize("key", GLOSSARY)
-def test_every_metric_stands_in_the_tables_of_its_page(key):
-    page = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text(encoding="utf-8")
-    names = [cell for line in page.splitlines() if line.startswith("| `") for cell in re.findall(r"`(\w+)`", line.split(" | ")[0])]
-    assert key in names or any(name.startswith("_") and key.endswith(name) for name in names)  # `clip_score` and its `_photos`
-
-
-def test_a_metric_without_a_sentence_of_meaning_is_refused():
-    with pytest.raises(AssertionError, match=r"'invented'. without a sentence"):
-        explain({"kid": 0.1, "invented": 1.0})
-
-
-def test_a_metric_gets_its_companions_measured_or_known():
-    glossary = {"psnr": Entry("PSNR", "Exactness.", "Blur.", "higher", photos="No limit.", chance=5.0)}
-    (metric,) = explain({"psnr": 20.0, "psnr_low": 19.0, "psnr_standard_error": 0.5}, glossary)
-    assert (metric.value, metric.low, metric.high, metric.standard_error, metric.photos, metric.chance) == (
-        20.0,
-        19.0,
-        None,
-        0.5,
-        None,
-        5.0,
-    )
