@@ -77,19 +77,19 @@ def timm_features(arch: str, weights: str, *, side: int = 0, device: torch.devic
     """
     import timm
 
-    known = timm.get_pretrained_cfg(arch, allow_unregistered=False) if timm.is_model(arch) else None
-    if known is None:
-        raise ValueError(f"{SECTION}.arch: timm has no network {arch!r}; see `timm.list_pretrained()`.")
-    resizable: dict[str, Any] = {"img_size": side} if side and known.fixed_input_size else {}
+    if arch not in timm.list_pretrained():
+        raise ValueError(f"{SECTION}.arch: timm has no weights of a network {arch!r}; see `timm.list_pretrained()`.")
+    resizable: dict[str, Any] = {"img_size": side} if side and timm.get_pretrained_cfg(arch).fixed_input_size else {}
     try:
         overlay: dict[str, Any] = {"state_dict": read_weights(Path(weights))} if weights else {}
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn before they are replaced
-            network = timm.create_model(arch, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, **resizable)
+            network = timm.create_model(arch, pretrained=True, pretrained_cfg_overlay=overlay, **resizable)
     except (ValueError, RuntimeError, OSError) as error:
         raise ValueError(
-            f"{SECTION}: {weights or 'the weights'} of timm's {arch} could not be loaded: {' '.join(str(error).split())} "
+            f"{SECTION}: {weights or 'the weights'} of timm's {arch} could not be loaded: {' '.join(str(error).split())[:500]} "
             f"Name a local .safetensors file in {SECTION}.weights, or set {SECTION}.kind: squeezenet, which comes with Darkroom."
         ) from error
+    network.reset_classifier(0)  # now: timm accepts any weights for a network that is made without classes
     config = timm.data.resolve_model_data_config(network) | {"crop_pct": 1.0}
     config |= {"input_size": (3, side, side)} if side else {}
     prepare = timm.data.create_transform(**config)
