@@ -8,7 +8,7 @@ tree. An edit of one of them re-runs the stage. These edits re-run nothing, beca
   call itself (so the text of a user error must never become part of an output);
 - the fields of parameter sections (`PARAMETERS`): their values stand in params.yaml, which DVC compares by itself, and a stage reaches
   no other section than its own;
-- modules that only watch (`WATCHING`): they record, show progress or draw previews, and shape no output.
+- modules that only watch (`WATCHING`): they refuse parameters, record, show progress or draw previews, and shape no output.
 
 The walk takes too much rather than too little: every name in a definition counts as a use of the global of that name.
 """
@@ -28,7 +28,7 @@ ROOT = Path(darkroom.__file__).resolve().parents[1]
 PACKAGES = ("darkroom", "stages")
 PARAMETERS, SECTIONS = ("darkroom.config", "darkroom.param_groups"), "SECTIONS"
 WATCHING = (
-    *("darkroom.previews", "darkroom.progress", "darkroom.source_code", "darkroom.tracking"),
+    *("darkroom.agreement", "darkroom.previews", "darkroom.progress", "darkroom.source_code", "darkroom.tracking"),
     *(f"darkroom.tracking.{name}" for name in ("mlflow_tracker", "runs", "store", "tracker")),
 )
 CONTRACT = "STAGE"  # of the file of a stage: what its command runs

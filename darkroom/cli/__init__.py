@@ -14,12 +14,13 @@ from typer.core import TyperCommand, TyperGroup
 
 from darkroom.cli.draw import edit, interpolate, sample
 from darkroom.cli.models import export_model, import_model, promote, rollback
-from darkroom.cli.params import params
+from darkroom.cli.params import params, plan
 from darkroom.cli.photos import demo_data, doctor
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo-data": demo_data,
     "params": params,
+    "plan": plan,
     "doctor": doctor,
     "sample": sample,
     "edit": edit,
