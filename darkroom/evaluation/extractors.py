@@ -25,8 +25,8 @@ def make_extractor(params: FeatureParams, clip: ClipTowers, clip_fingerprint: st
     """The extractor that `params` name, on `device`; the run's own CLIP stays where it is.
 
     Raises:
-        ValueError: this CLIP has no image encoder, an unknown architecture, weights that are missing, cannot be downloaded or do not
-            fit, or a package that is not installed.
+        ValueError: this CLIP has no image encoder, an unknown architecture, or weights that are missing, cannot be downloaded or do
+            not fit.
     """
     match params.kind:
         case "squeezenet":
@@ -79,11 +79,13 @@ def timm_features(arch: str, weights: str, *, side: int = 0, device: torch.devic
 
     if arch not in timm.list_pretrained():
         raise ValueError(f"{SECTION}.arch: timm has no weights of a network {arch!r}; see `timm.list_pretrained()`.")
-    resizable: dict[str, Any] = {"img_size": side} if side and timm.get_pretrained_cfg(arch).fixed_input_size else {}
+    known = timm.get_pretrained_cfg(arch)
+    assert known is not None, "it is listed"
+    resizable: dict[str, Any] = {"img_size": side} if side and known.fixed_input_size else {}
     try:
         overlay: dict[str, Any] = {"state_dict": read_weights(Path(weights))} if weights else {}
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn before they are replaced
-            network = timm.create_model(arch, pretrained=True, pretrained_cfg_overlay=overlay, **resizable)
+            network: Any = timm.create_model(arch, pretrained=True, pretrained_cfg_overlay=overlay, **resizable)
     except (ValueError, RuntimeError, OSError) as error:
         raise ValueError(
             f"{SECTION}: {weights or 'the weights'} of timm's {arch} could not be loaded: {' '.join(str(error).split())[:500]} "
@@ -110,12 +112,10 @@ def inception_features(weights: str, *, device: torch.device) -> Extractor:
         device: where the network runs.
 
     Raises:
-        ValueError: torch-fidelity is not installed, or the weights are missing, cannot be downloaded or do not fit.
+        ValueError: the weights are missing, cannot be downloaded or do not fit.
     """
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
-    except ImportError as error:
-        raise ValueError(f"{SECTION}.kind: inception needs torch-fidelity; install it by `pip install 'darkroom[fid]'`.") from error
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+
     file = io.BytesIO()
     try:
         torch.save(_inception_weights(weights, URL_INCEPTION_V3), file)

@@ -1,4 +1,3 @@
-import sys
 from pathlib import Path
 from urllib.error import URLError
 
@@ -189,12 +188,6 @@ def test_an_inception_that_is_missing_or_broken_is_refused(tmp_path: Path, name:
 def test_weights_of_another_network_are_no_inception(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"weights\.safetensors of FID's Inception could not be loaded: .*Missing key"):
         extractor_of(kind="inception", weights=saved(tmp_path, nn.Linear(2, 2)))
-
-
-def test_the_inception_of_fid_needs_torch_fidelity(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-    with pytest.raises(ValueError, match=r"kind: inception needs torch-fidelity; install it by `pip install 'darkroom\[fid\]'`"):
-        extractor_of(kind="inception")
 
 
 def test_a_pretrained_clip_gives_its_embeddings_in_the_kernel_of_cmmd(tmp_path: Path) -> None:
