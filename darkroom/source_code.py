@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import darkroom
+from darkroom.ending import stoppable
 from darkroom.provenance import hash_json, replacing, write_json
 
 ROOT = Path(darkroom.__file__).resolve().parents[1]
 PACKAGES = ("darkroom", "stages")
 PARAMETERS, SECTIONS = ("darkroom.config", "darkroom.param_groups"), "SECTIONS"
 WATCHING = (
-    *("darkroom.agreement", "darkroom.previews", "darkroom.progress", "darkroom.source_code", "darkroom.tracking"),
+    *("darkroom.agreement", "darkroom.ending", "darkroom.previews", "darkroom.progress", "darkroom.source_code", "darkroom.tracking"),
     *(f"darkroom.tracking.{name}" for name in ("mlflow_tracker", "runs", "store", "tracker")),
 )
 CONTRACT = "STAGE"  # of the file of a stage: what its command runs
@@ -286,7 +287,8 @@ def main() -> None:
         prog="python -m darkroom.source_code", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path, help="folder for one JSON file per stage")
-    with replacing(parser.parse_args().out) as folder:
+    out = parser.parse_args().out
+    with stoppable("darkroom.source_code: interrupted. No incomplete folder was left."), replacing(out) as folder:
         folder.mkdir()
         for name in stage_names():
             write_json(folder / f"{name}.json", code_identity(name))
