@@ -45,6 +45,20 @@ class ArrayImages:
 
 
 @dataclass(frozen=True)
+class ChosenImages:
+    """The images of `source` in these rows."""
+
+    source: ImageSource
+    rows: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def images(self, indices: Sequence[int]) -> Images:
+        return self.source.images([self.rows[index] for index in indices])
+
+
+@dataclass(frozen=True)
 class MappedImages:
     """What `function` makes of the images of `source`, batch by batch and each time anew."""
 
