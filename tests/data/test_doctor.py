@@ -7,6 +7,8 @@ from PIL import Image
 
 from darkroom.config import IngestParams
 from darkroom.data.doctor import Accepted, Duplicate, Findings, Rejected, check_usable, examine, list_files, summary
+from darkroom.data.picture import Picture
+from darkroom.data.shards import is_below
 
 PARAMS = IngestParams(
     side=16,
@@ -177,12 +179,28 @@ def test_photos_smaller_than_the_pictures_are_told(tmp_path):
 
 def test_accepted_photos_are_handed_over_with_their_pictures(tmp_path):
     photo(tmp_path, "cats/a.png", size=(30, 20))
-    kept: list[tuple[Accepted, bytes]] = []
+    kept: list[tuple[Accepted, Picture]] = []
     findings = examine(tmp_path, PARAMS, keep=lambda accepted, picture: kept.append((accepted, picture)))
     [(accepted, picture)] = kept
     assert [accepted] == findings.accepted
     assert (accepted.width, accepted.height, accepted.caption.text, accepted.notes) == (30, 20, "cats", ())
-    assert picture.startswith(b"\x89PNG")
+    assert picture.encoded.startswith(b"\x89PNG")
+
+
+def test_held_out_photos_are_handed_over_at_full_size_up_to_a_number(tmp_path, monkeypatch):
+    for number in range(40):
+        photo(tmp_path, f"{number}.png", seed=number)
+
+    def full_ones(num_workers: int) -> set[str]:
+        kept: list[tuple[Accepted, Picture]] = []
+        examine(tmp_path, changed(num_workers=num_workers), keep=lambda accepted, picture: kept.append((accepted, picture)))
+        return {accepted.sha256 for accepted, picture in kept if picture.full is not None}
+
+    hashes = sorted(accepted.sha256 for accepted in examine(tmp_path, PARAMS).accepted)
+    held_out = full_ones(num_workers=1)
+    assert held_out == full_ones(num_workers=2) == {digest for digest in hashes if is_below(digest, PARAMS.val_fraction)}
+    monkeypatch.setattr("darkroom.data.doctor.MAX_FULL", 4)
+    assert full_ones(num_workers=1) == {digest for digest in hashes if is_below(digest, 4 / 40)} < held_out
 
 
 def test_the_number_of_workers_does_not_change_the_findings(tmp_path):

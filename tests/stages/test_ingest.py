@@ -138,6 +138,16 @@ def test_jpeg_shards_are_read_like_png_ones(tmp_path, raw):
     assert 0 < np.abs(png - jpeg).mean() < 3
 
 
+def test_held_out_photos_and_no_others_are_kept_at_full_size(tmp_path, raw):
+    ingest(raw, tmp_path / "data")
+    readers = {split: ShardReader(tmp_path / "data/shards", split) for split in ("train", "val")}
+    assert [readers["val"].has(i, "full.jpg") for i in range(len(readers["val"]))] == [True] * len(readers["val"])
+    assert not any(readers["train"].has(i, "full.jpg") for i in range(len(readers["train"])))
+    photos = ImageShards(tmp_path / "data/shards", "val")
+    assert photos.with_full_size == list(range(len(photos)))
+    assert photos.full_images([0]).shape == (1, 256, 256, 3)
+
+
 def test_two_photos_are_enough_and_one_is_not(tmp_path):
     photo(tmp_path / "raw", "a.png")
     with pytest.raises(ValueError, match=r"1 usable photo\(s\); required: at least 2"):
