@@ -49,8 +49,10 @@ def to_sample(photo: Accepted, picture: Picture, member: str) -> Sample:
         "width": photo.width,
         "height": photo.height,
     }
-    sample = {"__key__": photo.sha256, member: picture.encoded, "json": canonical_json(fields).encode()}
-    return sample if picture.full is None else {**sample, FULL_MEMBER: picture.full}
+    sample: dict[str, str | bytes] = {"__key__": photo.sha256, member: picture.encoded, "json": canonical_json(fields).encode()}
+    if picture.full:
+        sample[FULL_MEMBER] = picture.full
+    return sample
 
 
 def describe(findings: Findings, params: IngestParams, tables: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -75,8 +75,8 @@ def examine(folder: Path, params: IngestParams, *, keep: Callable[[Accepted, Pic
     Args:
         folder: any tree of images and captions.
         params: section `ingest` of params.yaml.
-        keep: called with every accepted photo and its finished picture, which is not kept in memory. About `MAX_FULL` held-out photos,
-            those with the lowest hashes, then have a picture at full size too.
+        keep: called with every accepted photo and its finished picture, which is not kept in memory. About `MAX_FULL` photos of
+            each split, those with the lowest hashes, then have a picture at full size too.
 
     Raises:
         ValueError: no photos, a malformed metadata file, an invalid colour or caption template.
@@ -91,8 +91,9 @@ def examine(folder: Path, params: IngestParams, *, keep: Callable[[Accepted, Pic
     style = PictureStyle(**{name: getattr(params, name) for name in PictureStyle.__dataclass_fields__})
     seen: dict[str, str] = {}  # sha256 of file or pixels -> the accepted photo
     paths = (folder / photo for photo in photos)
-    full_share = min(params.val_fraction, MAX_FULL / len(photos)) if keep else 0.0
-    with closing(in_order(partial(develop, style=style, full_share=full_share), paths, num_workers=params.num_workers)) as pictures:
+    val, share = params.val_fraction, MAX_FULL / len(photos)
+    full = [(0.0, min(val, share)), (val, val + share)] if keep else []
+    with closing(in_order(partial(develop, style=style, full=full), paths, num_workers=params.num_workers)) as pictures:
         for photo, picture in progress(zip(photos, pictures, strict=True), desc="ingest", total=len(photos), unit="photo"):
             caption = _caption(photo, captions, params.max_caption_characters)
             _enter(findings, seen, photo, caption, picture, keep)

@@ -4,7 +4,7 @@ import hashlib
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -105,13 +105,13 @@ def looks_like_image(path: Path) -> bool:
             return True
 
 
-def develop(path: Path, style: PictureStyle, full_share: float = 0.0) -> Picture | Rejection:
+def develop(path: Path, style: PictureStyle, full: Sequence[tuple[float, float]] = ()) -> Picture | Rejection:
     """Centre-crop and resize a photo. A photo that cannot be used becomes a Rejection, never an error of the run.
 
-    The `full_share` of photos with the lowest hashes also get a picture at full size.
+    Photos whose hash, as a fraction of the largest hash, lies in a range of `full` (from, below) also get a picture at full size.
     """
     limit = f"ingest.max_megapixels ({style.max_megapixels:g})"
-    return _guarded(path, lambda: _develop(path, style, full_share), style.max_megapixels, limit)
+    return _guarded(path, lambda: _develop(path, style, full), style.max_megapixels, limit)
 
 
 def read_upright(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
@@ -168,13 +168,14 @@ def _describe(error: Exception, path: Path) -> str:
     return f"{type(error).__name__}: {text}"[:300]
 
 
-def _develop(path: Path, style: PictureStyle, full_share: float) -> Picture:
+def _develop(path: Path, style: PictureStyle, full: Sequence[tuple[float, float]]) -> Picture:
     notes: list[str] = []
     digest = hash_file(path)
     with _decoded(path, DRAFT_GAP * style.side, notes, style.min_side) as decoded:
         pixels = decoded.middle((style.side, style.side), style.background, notes)
-        wanted = is_below(digest, full_share) and min(FULL_SIDE, *decoded.whole) > style.side
-        full = _full(path, decoded, style.background) if wanted else None
+        chosen = any(is_below(digest, high) and not is_below(digest, low) for low, high in full)
+        is_larger = min(FULL_SIDE, *decoded.whole) > style.side
+        encoded_full = _full(path, decoded, style.background) if chosen and is_larger else None
     return Picture(
         sha256=digest,
         pixels_sha256=hashlib.sha256(pixels.tobytes()).hexdigest(),
@@ -182,7 +183,7 @@ def _develop(path: Path, style: PictureStyle, full_share: float) -> Picture:
         height=decoded.whole[0],
         encoded=encode(pixels, style.format, style.jpeg_quality),
         notes=tuple(notes),
-        full=full,
+        full=encoded_full,
     )
 
 

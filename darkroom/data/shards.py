@@ -24,9 +24,9 @@ from darkroom.provenance import read_index
 
 Sample = Mapping[str, str | bytes]  # "__key__" (unique, no dot) and members: name -> bytes
 IMAGE_MEMBERS = {"png": "png", "jpeg": "jpg"}  # image format -> name of the member
-FULL_MEMBER = "full.jpg"  # the picture of a held-out photo at full size, where that is larger than the working side
+FULL_MEMBER = "full.jpg"  # the picture of some photos at full size, where that is larger than the working side
 FULL_SIDE = 256  # px, the longest side of such a picture: classifiers look at no more
-MAX_FULL = 256  # about so many photos get one: enough for a share to within 6 %, and cheap to decode once more
+MAX_FULL = 128  # about so many photos of each split get one: enough for a share to within 9 %, and cheap to decode once more
 OWNER = "darkroom"  # user and group of every member, on every machine
 
 
@@ -237,8 +237,12 @@ class ImageShards:
 
     @cached_property
     def with_full_size(self) -> list[int]:
-        """Indices of the photos that `full_images` can read: those with a larger picture, and those that are no larger themselves."""
-        return [i for i in range(len(self)) if self._reader.has(i, FULL_MEMBER) or self._is_small(i)]
+        """Indices of the photos that `full_images` can read: those with a larger picture, and those that are no larger themselves.
+
+        None if the shards have no larger picture at all: small photos, or shards of an older version.
+        """
+        larger = {i for i in range(len(self)) if self._reader.has(i, FULL_MEMBER)}
+        return [i for i in range(len(self)) if i in larger or self._is_small(i)] if larger else []
 
     def full_images(self, indices: Sequence[int]) -> np.ndarray:
         """Photos of `with_full_size` at full size, enlarged where they are smaller: uint8 (B, S, S, 3).
@@ -252,7 +256,7 @@ class ImageShards:
         batch = np.empty((len(indices), side, side, 3), np.uint8)
         for row, i in enumerate(indices):
             pixels = self._decode(i, self._member if self._is_small(i) else FULL_MEMBER)
-            batch[row] = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)  # a copy where the side is right
+            batch[row] = np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC))  # a copy if the side is right
         return batch
 
     def _is_small(self, i: int) -> bool:

@@ -187,20 +187,23 @@ def test_accepted_photos_are_handed_over_with_their_pictures(tmp_path):
     assert picture.encoded.startswith(b"\x89PNG")
 
 
-def test_held_out_photos_are_handed_over_at_full_size_up_to_a_number(tmp_path, monkeypatch):
+def test_some_photos_of_each_split_are_handed_over_at_full_size(tmp_path, monkeypatch):
     for number in range(40):
         photo(tmp_path, f"{number}.png", seed=number)
+    hashes = sorted(accepted.sha256 for accepted in examine(tmp_path, PARAMS).accepted)
+    num_val = sum(is_below(digest, PARAMS.val_fraction) for digest in hashes)
 
-    def full_ones(num_workers: int) -> set[str]:
+    def full_ones(num_workers: int = 1) -> list[str]:
         kept: list[tuple[Accepted, Picture]] = []
         examine(tmp_path, changed(num_workers=num_workers), keep=lambda accepted, picture: kept.append((accepted, picture)))
-        return {accepted.sha256 for accepted, picture in kept if picture.full is not None}
+        return sorted(accepted.sha256 for accepted, picture in kept if picture.full is not None)
 
-    hashes = sorted(accepted.sha256 for accepted in examine(tmp_path, PARAMS).accepted)
-    held_out = full_ones(num_workers=1)
-    assert held_out == full_ones(num_workers=2) == {digest for digest in hashes if is_below(digest, PARAMS.val_fraction)}
+    assert full_ones() == full_ones(num_workers=2) == hashes  # there are few
     monkeypatch.setattr("darkroom.data.doctor.MAX_FULL", 4)
-    assert full_ones(num_workers=1) == {digest for digest in hashes if is_below(digest, 4 / 40)} < held_out
+    full = full_ones()
+    num_full = sum(is_below(digest, PARAMS.val_fraction) for digest in full)
+    assert full == hashes[:num_full] + hashes[num_val : num_val + len(full) - num_full]  # the lowest hashes of each split
+    assert full == [digest for digest in hashes if is_below(digest, 0.1) or (is_below(digest, 0.3) and not is_below(digest, 0.2))]
 
 
 def test_the_number_of_workers_does_not_change_the_findings(tmp_path):

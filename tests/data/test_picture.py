@@ -11,8 +11,8 @@ from PIL import ExifTags, Image, ImageCms, features
 
 from darkroom.data.colours import background_colour
 from darkroom.data.picture import Picture, PictureStyle, Rejection, develop, looks_like_image, read_upright
-from darkroom.data.shards import is_below
 
+ALL = [(0.0, 1.0)]  # of the hashes
 STYLE = {"side": 16, "min_side": 1, "max_megapixels": 100.0, "background": "white", "format": "png", "jpeg_quality": 95}
 WHITE, BLACK, RED, GREEN, BLUE = (255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -42,8 +42,8 @@ def save(image: Image.Image, path: Path, **options) -> Path:
 
 
 def full_of(path: Path, **changes) -> np.ndarray:
-    """The picture at full size that a held-out photo gets."""
-    picture = develop(path, PictureStyle(**{**STYLE, **changes}), full_share=1.0)
+    """The picture at full size that some photos get."""
+    picture = develop(path, PictureStyle(**{**STYLE, **changes}), full=ALL)
     assert isinstance(picture, Picture)
     assert picture.full is not None
     return np.asarray(Image.open(io.BytesIO(picture.full)))
@@ -561,22 +561,22 @@ def test_a_picture_at_full_size_is_upright(tmp_path, orientation):
 def test_the_picture_at_full_size_changes_nothing_else(tmp_path):
     path = save(checks(601, 401), tmp_path / "a.jpg")
     style = PictureStyle(**{**STYLE, "side": 64})
-    with_full = develop(path, style, full_share=1.0)
+    with_full = develop(path, style, full=ALL)
     assert isinstance(with_full, Picture)
     assert replace(with_full, full=None) == develop(path, style)
 
 
 def test_no_picture_at_full_size_is_made_where_the_working_side_shows_everything(tmp_path):
     for side in (64, 256, 300):
-        picture = develop(save(checks(90, 64), tmp_path / "a.png"), PictureStyle(**{**STYLE, "side": side}), full_share=1.0)
+        picture = develop(save(checks(90, 64), tmp_path / "a.png"), PictureStyle(**{**STYLE, "side": side}), full=ALL)
         assert isinstance(picture, Picture)
         assert picture.full is None
 
 
 def test_the_hash_decides_which_photos_get_a_picture_at_full_size(tmp_path):
-    paths = [save(Image.new("RGB", (40, 40), (n, 0, 0)), tmp_path / f"{n}.png") for n in range(40)]
-    pictures = [develop(path, PictureStyle(**STYLE), full_share=0.3) for path in paths]
-    assert [p.full is not None for p in pictures if isinstance(p, Picture)] == [
-        is_below(p.sha256, 0.3) for p in pictures if isinstance(p, Picture)
-    ]
-    assert 4 < sum(p.full is not None for p in pictures if isinstance(p, Picture)) < 20
+    for n in range(40):
+        path = save(Image.new("RGB", (40, 40), (n, 0, 0)), tmp_path / f"{n}.png")
+        picture = develop(path, PictureStyle(**STYLE), full=[(0.0, 0.2), (0.5, 0.7)])
+        assert isinstance(picture, Picture)
+        fraction = int(picture.sha256, 16) / 2**256
+        assert (picture.full is not None) == (fraction < 0.2 or 0.5 <= fraction < 0.7)
