@@ -16,7 +16,8 @@ from darkroom.diffusion.denoiser import Denoise, make_denoiser
 from darkroom.diffusion.guidance import classifier_free
 from darkroom.evaluation.alignment import clip_metrics
 from darkroom.evaluation.distribution import distance_metrics
-from darkroom.evaluation.features import FeatureSets, make_extractor
+from darkroom.evaluation.extractors import make_extractor
+from darkroom.evaluation.features import ArrayImages, FeatureSets
 from darkroom.evaluation.galleries import report_galleries, write_gallery
 from darkroom.evaluation.glossary import explain
 from darkroom.evaluation.likelihood import PhotoModel, PixelLikelihood, likelihood_metrics
@@ -40,7 +41,7 @@ def run(stage: Stage[EvaluateParams]) -> None:
     samples = model.sample(prompts, seeds=seeds, **sampling, batch_size=batch_size, show_progress=True)
 
     rows = np.array(sources)
-    features = FeatureSets.extract(extractor, samples, held_out, train, batch_size=batch_size)
+    features = FeatureSets.extract(extractor, ArrayImages(samples), held_out, train, batch_size=batch_size)
     copies = memorization(features.samples, features.train, features.held_out, rows)
     photos, decoded = reconstruct(model.vae, held_out, batch_size=batch_size, device=model.device)
     demo = measure_adherence(prompts, samples, held_out.captions[: len(photos)], photos)

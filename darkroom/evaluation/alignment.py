@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darkroom.data.shards import ImageShards
-from darkroom.evaluation.features import clip_features
+from darkroom.evaluation.features import ArrayImages, clip_features
 from darkroom.models.clip import ClipTowers
 
 Images = NDArray[np.uint8]  # (B, H, W, 3)
@@ -21,8 +21,8 @@ def clip_metrics(clip: ClipTowers, samples: Images, prompts: Sequence[str], held
     if not clip.has_image_encoder:
         return {}
     extractor = clip_features(clip.encode_images, "")
-    of_samples = extractor.of_images(samples, batch_size=batch_size, desc="samples")
-    of_photos = extractor.of_photos(held_out, batch_size=batch_size, desc="held-out photos")
+    of_samples = extractor.of(ArrayImages(samples), limit=None, batch_size=batch_size, desc="samples")
+    of_photos = extractor.of(held_out, batch_size=batch_size, desc="held-out photos")
     captions = held_out.captions[: len(of_photos)]
     of_prompts, of_captions = (encode_texts(clip, texts, batch_size) for texts in (prompts, captions))
     return {

@@ -10,7 +10,7 @@ from scipy.ndimage import correlate1d
 from darkroom.config import ReconstructionGate
 from darkroom.data.shards import ImageShards
 from darkroom.evaluation.distribution import frechet_distance
-from darkroom.evaluation.features import clip_features
+from darkroom.evaluation.features import ArrayImages, clip_features
 from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.clip import ClipTowers
 from darkroom.pixels import map_pictures
@@ -47,8 +47,8 @@ def measure_vae(vae: AutoencoderKL, clip: ClipTowers, photos: ImageShards, *, ba
         logger.warning("The Fréchet distance of reconstructions is not measured: %s.", reason)
         return metrics
     extractor = clip_features(clip.encode_images, "")
-    features = extractor.of_images(originals, batch_size=batch_size, desc="held-out photos")
-    features_decoded = extractor.of_images(decoded, batch_size=batch_size, desc="reconstructions")
+    features = extractor.of(ArrayImages(originals), batch_size=batch_size, desc="held-out photos")
+    features_decoded = extractor.of(ArrayImages(decoded), batch_size=batch_size, desc="reconstructions")
     return metrics | {"frechet": frechet_distance(features, features_decoded)}
 
 

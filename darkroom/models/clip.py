@@ -1,6 +1,5 @@
 """CLIP (Radford et al. 2021): a text encoder and an image encoder. The only module that imports open_clip."""
 
-import hashlib
 import json
 import math
 import pickle
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from darkroom.models.text_conditioning import TextConditioning
-from darkroom.models.weights import load_weights, read_weights
+from darkroom.models.weights import hash_weights, load_weights, read_weights
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -155,11 +154,7 @@ class ClipTowers(nn.Module):
 
     def fingerprint(self) -> str:
         """sha256 of the weights."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return hash_weights(self.model)
 
     @property
     def has_image_encoder(self) -> bool:
@@ -245,7 +240,7 @@ class ClipTowers(nn.Module):
             raise ValueError(
                 "This CLIP has no image encoder (Stable Diffusion checkpoints contain only the text encoder). It conditions a U-Net, but "
                 "cannot be trained or compare images with captions. Use a complete CLIP (train_clip.pretrained: ARCH::TAG), or "
-                "metrics without CLIP (evaluate.features.kind: torchvision)."
+                "metrics without CLIP (evaluate.features.kind: squeezenet)."
             )
 
 

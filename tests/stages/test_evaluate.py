@@ -122,7 +122,7 @@ def pixels(monkeypatch: pytest.MonkeyPatch) -> None:
         small = images.reshape(len(images), 4, 4, 4, 4, 3).mean(axis=(2, 4)) / 64 - 2
         return small.reshape(len(images), 48).astype(np.float32)
 
-    monkeypatch.setattr("stages.evaluate.make_extractor", lambda *_: Extractor("pixels", extract))
+    monkeypatch.setattr("stages.evaluate.make_extractor", lambda *_: Extractor("squeezenet", "pixels", extract))
 
 
 @pytest.mark.usefixtures("pixels")
