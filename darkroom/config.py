@@ -249,6 +249,12 @@ class FeatureParams(ClassifierPixels):
         return self
 
 
+class RecognisedParams(Section):
+    classes: list[int | str] = Field(
+        [], description="Classes of the subject: ImageNet's names or numbers, e.g. [tabby, 285]; [] = found from the training photos"
+    )
+
+
 class EvaluateParams(Section):
     """Samples of held-out captions, and metrics of them, see docs/evaluate.md"""
 
@@ -257,8 +263,10 @@ class EvaluateParams(Section):
     sampling: SamplerParams = group(SamplerParams, "How samples are drawn")
     seed: Count = Field(0, description="Sample i is drawn with seed + i")
     features: FeatureParams = group(FeatureParams, "Features in which distances are measured")
+    recognised: RecognisedParams = group(RecognisedParams, "The subject that a classifier looks for in photos and samples")
     num_neighbours: PositiveInt = Field(3, description="Nearest neighbours (k) of precision and recall")
     num_grid: PositiveInt = Field(32, description="Images per grid of the report")
+    num_processes: PositiveInt = Field(1, description="Processes that draw samples, one per device; they change no number")
 
 
 class RegisterParams(Section):
