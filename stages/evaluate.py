@@ -12,17 +12,18 @@ import numpy as np
 from darkroom.config import EvaluateParams
 from darkroom.data.shards import ImageShards
 from darkroom.demo.adherence import measure_adherence
-from darkroom.diffusion.denoiser import Denoise, make_denoiser
-from darkroom.diffusion.guidance import classifier_free
 from darkroom.evaluation.alignment import clip_metrics
+from darkroom.evaluation.charts import band_charts, loss_charts
 from darkroom.evaluation.distribution import distance_metrics
-from darkroom.evaluation.features import FeatureSets, make_extractor
-from darkroom.evaluation.galleries import report_galleries, write_gallery
+from darkroom.evaluation.features import ArrayImages, FeatureSets, make_extractor
+from darkroom.evaluation.galleries import nearest_gallery, reconstruction_gallery, sample_gallery, worst_gallery, write_gallery
 from darkroom.evaluation.glossary import explain
-from darkroom.evaluation.likelihood import PhotoModel, PixelLikelihood, likelihood_metrics
-from darkroom.evaluation.neighbours import memorization
+from darkroom.evaluation.likelihood import PhotoModel, PixelLikelihood, denoisers_of, likelihood_metrics
+from darkroom.evaluation.neighbours import memorization, nearest
+from darkroom.evaluation.photo_losses import measure_photo_losses, photo_loss_galleries, write_photo_losses
 from darkroom.evaluation.reconstruction import reconstruct, reconstruction_metrics
-from darkroom.evaluation.report import loss_charts, report_facts, write_report
+from darkroom.evaluation.report import report_facts, write_report
+from darkroom.evaluation.story import Story, tell_verdict
 from darkroom.provenance import hash_json, write_json
 from darkroom.sampling.text_to_image import TextToImage
 from darkroom.stage import Contract, Stage
@@ -59,19 +60,35 @@ def run(stage: Stage[EvaluateParams]) -> None:
     stage.content["report"] = identity
     stage.tracker.log_metrics(values, step=0)
 
+    denoisers = denoisers_of(model.unet, model.clip, model.config)
+    losses = measure_photo_losses(model.vae, denoisers, train, seed=params.seed, batch_size=batch_size, device=model.device)
+    write_photo_losses(out / "photo_losses.csv", losses, train)
+    pairs = max(1, params.num_grid // 2)
+    closest = train.images([int(copies.nearest_photo[index]) for index in copies.closest(pairs)])
+    near = -nearest(features.samples, features.held_out)[1]
+    galleries = {
+        "samples": sample_gallery(ArrayImages(samples), prompts, params.num_grid),
+        "worst": worst_gallery(ArrayImages(samples), prompts, near, "nearness to the photos (minus the distance)"),
+        "nearest": nearest_gallery(samples, prompts, closest, copies),
+        "reconstructions": reconstruction_gallery(photos, decoded, pairs),
+        **demo.galleries,
+        **photo_loss_galleries(losses, train),
+    }
     (out / "pictures").mkdir()
-    galleries = report_galleries(samples, prompts, copies, train, photos, decoded, params.num_grid) | demo.galleries
     for name, gallery in galleries.items():
         stage.tracker.log_image(name, write_gallery(out / "pictures" / f"{name}.png", gallery))
-    write_report(
-        out / "report.html",
-        title="Evaluation of the model",
+    story = Story(
+        verdict=tell_verdict(metrics, unfit_because=""),
+        samples=galleries.pop("samples"),
+        worst=galleries.pop("worst"),
         metrics=metrics,
-        facts=report_facts(params, identity, prompts, train, held_out),
         galleries=list(galleries.values()),
+        facts=report_facts(params, identity, prompts, train, held_out, stage.indexes),
         charts=loss_charts({name: stage.inputs[name] for name in ("clip", "vae", "unet")}),
+        bands=band_charts(stage.inputs["unet"]),
     )
-    stage.tracker.log_artifact(out / "report.html")
+    for page in write_report(out, story):
+        stage.tracker.log_artifact(page)
 
 
 def choose_sources(held_out: Sequence[str], train: set[str], num: int) -> list[int]:
@@ -82,21 +99,9 @@ def choose_sources(held_out: Sequence[str], train: set[str], num: int) -> list[i
 
 def bound_likelihood(model: TextToImage, pixels: PixelLikelihood, held_out: ImageShards, params: EvaluateParams) -> dict[str, float]:
     """Bounds on the likelihood of held-out photos given their captions, without guidance."""
-
-    def denoiser_for(captions: Sequence[str]) -> Denoise:
-        context = model.clip.encode_tokens(model.clip.tokenize(captions).to(model.device))
-        net = classifier_free(model.unet, context, context, scale=1)
-        return make_denoiser(net, model.config.schedule, model.config.prediction)
-
-    return likelihood_metrics(
-        PhotoModel(model.vae, pixels, model.config.schedule),
-        denoiser_for,
-        held_out,
-        latent_dims=math.prod(model.latent_shape),
-        seed=params.seed,
-        batch_size=params.batch_size,
-        device=model.device,
-    )
+    photo_model, denoisers = PhotoModel(model.vae, pixels, model.config.schedule), denoisers_of(model.unet, model.clip, model.config)
+    dims, batch_size, device = math.prod(model.latent_shape), params.batch_size, model.device
+    return likelihood_metrics(photo_model, denoisers, held_out, latent_dims=dims, seed=params.seed, batch_size=batch_size, device=device)
 
 
 STAGE = Contract("evaluate", run, reads=("shards", "vae", "clip", "unet"), writes=("report",))

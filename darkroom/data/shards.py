@@ -223,3 +223,7 @@ class ImageShards:
     @cached_property
     def captions(self) -> list[str]:
         return [self._reader.json(i)["caption"] for i in range(len(self))]
+
+    def source(self, i: int) -> str:
+        """The file of a photo, below data/raw."""
+        return str(self._reader.json(i)["source"])
