@@ -267,3 +267,7 @@ class ImageShards:
     def _decode(self, i: int, member: str) -> np.ndarray:
         with Image.open(io.BytesIO(self._reader.member(i, member))) as image:
             return np.asarray(image)
+
+    def source(self, i: int) -> str:
+        """The file of a photo, below data/raw."""
+        return str(self._reader.json(i)["source"])

@@ -16,6 +16,7 @@ from PIL import Image
 from scipy.stats import binomtest, fisher_exact
 
 from darkroom.data.shards import MAX_FULL, ImageShards
+from darkroom.evaluation.canaries import mean_colour
 from darkroom.evaluation.features import Images, ImageSource, MappedImages
 from darkroom.evaluation.story import Funnel, FunnelStep
 from darkroom.progress import progress
@@ -95,7 +96,7 @@ def measure_recognised(
     seen = {f"photos at {pictures.held_out.size} px": see(pictures.held_out, MAX_COUNTED, "photos") if held_out is None else held_out}
     if len(pictures.held_out.with_full_size):
         seen = {"photos at full size": see(FullSize(pictures.held_out), MAX_FULL, "photos at full size")} | seen
-    chance = see(MappedImages(pictures.held_out, mean_colours), MAX_FULL, "mean colours")
+    chance = see(MappedImages(pictures.held_out, mean_colour), MAX_FULL, "mean colours")
     seen["reconstructions"] = see(pictures.reconstructions, MAX_COUNTED, "reconstructions")
     seen["samples"] = see(pictures.samples, MAX_COUNTED, "samples") if samples is None else samples
     return summarise([count(name, found, subject) for name, found in seen.items()], count("mean colours", chance, subject), subject)
@@ -185,12 +186,6 @@ def summarise(steps: Sequence[FunnelStep], chance: FunnelStep, subject: Sequence
     return Recognised(metrics, Funnel(steps, f"{_greatest_loss(steps)} {_called(subject)}"))
 
 
-def mean_colours(images: Images) -> Images:
-    """Each image in its mean colour alone."""
-    colours = images.mean(axis=(1, 2), keepdims=True).round().astype(np.uint8)
-    return np.broadcast_to(colours, images.shape).copy()
-
-
 def blotches(images: Images) -> Images:
     """Each image with 4 x 4 colours left of it."""
     height, width = images.shape[1:3]
@@ -207,7 +202,7 @@ def noise(images: Images) -> Images:
 def _deciding(train: ImageShards, see: Callable[[ImageSource, int, str], Classes]) -> tuple[Classes, list[Classes]]:
     """Classes of training photos, at full size if they are known so, and of what spoiling leaves of them."""
     source = FullSize(train) if len(train.with_full_size) else train
-    spoilt = [see(MappedImages(source, spoil), MAX_SPOILT, "spoilt photos") for spoil in (mean_colours, blotches, noise)]
+    spoilt = [see(MappedImages(source, spoil), MAX_SPOILT, "spoilt photos") for spoil in (mean_colour, blotches, noise)]
     return see(source, MAX_FULL, "training photos"), spoilt
 
 
