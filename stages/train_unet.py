@@ -21,10 +21,10 @@ from darkroom.models.lora import add_lora, merge_lora, save_lora
 from darkroom.models.weights import load_model, save_model
 from darkroom.open_model import initial_part
 from darkroom.previews import SamplePreview
-from darkroom.provenance import write_json
+from darkroom.provenance import check_made_with, write_json
 from darkroom.stage import Contract, Stage
 from darkroom.training.diffusion_task import DiffusionTask
-from darkroom.training.initial_models import check_made_with, initial_unet, only_caption
+from darkroom.training.initial_models import initial_unet, only_caption
 from darkroom.training.loop import Curves, train
 
 

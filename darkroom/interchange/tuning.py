@@ -41,7 +41,7 @@ def carried_over(model: Path, name: str) -> dict[str, Any]:
         "train_clip": {"mode": "pretrained", "pretrained": f"{name}/clip", "text_layer": "source", "pad_token": "source"},
         "train_vae": {"init": f"{name}/vae", "steps": 0, **_likelihood(model / "vae" / LIKELIHOOD_FILE)},
         "train_unet": {"init": f"{name}/unet", **_diffusion(diffusion)},
-        "evaluate": {"sampling": diffusion.defaults},
+        "evaluate": {"sampling": {key: diffusion.defaults[key] for key in ("spacing", "guidance_scale")}},  # the rest changes the cost
     }
     if read_json(model / "clip" / CLIP_CONFIG_FILE)["model_cfg"].get("vision_cfg", {}) is None:  # no features to measure it in
         changes["cache_latents"] = {"gate": {"max_frechet": None}}

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -76,7 +75,7 @@ class StoredModel(nn.Module):
 
     def fingerprint(self) -> str:
         """sha256 of the configuration and of the weights, whatever file they came from."""
-        return hash_json([self.config.to_json(), hash_weights(self.state_dict())])
+        return hash_json([self.config.to_json(), hash_weights(self)])
 
 
 Model = TypeVar("Model", bound=StoredModel)
@@ -102,10 +101,10 @@ def load_model(cls: type[Model], folder: Path | str) -> Model:
     return assemble(cls, config, read_weights(folder / WEIGHTS_FILE), where=folder / WEIGHTS_FILE)
 
 
-def hash_weights(weights: Mapping[str, Tensor]) -> str:
-    """sha256 of the names and the fp32 values."""
+def hash_weights(network: nn.Module) -> str:
+    """sha256 of the names and the fp32 values of its weights and buffers."""
     digest = hashlib.sha256()
-    for name, value in sorted(weights.items()):
+    for name, value in sorted(network.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -2,10 +2,8 @@
 
 import json
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from darkroom.config import TrainUnetParams, TrainVaeParams
 from darkroom.data.latents import LatentShards
@@ -13,25 +11,18 @@ from darkroom.diffusion.diffusion_config import DIFFUSION_FILE, DiffusionConfig
 from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import load_model
-from darkroom.provenance import INDEX
 
 logger = logging.getLogger(__name__)
-PARTS = {  # what a U-Net belongs to: its name, and the parameters that bring it
-    "vae": ("VAE", "train_vae.init: {}"),
-    "clip": ("text encoder", "train_clip.mode: pretrained with train_clip.pretrained: {}"),
-}
 
 
 def initial_vae(params: TrainVaeParams, *, size: int) -> AutoencoderKL:
     """The VAE of `init`, or a new one, for photos of `size` px.
 
     Raises:
-        ValueError: `steps` is 0 without `init`, or photos that do not divide into latents.
+        ValueError: photos that do not divide into latents.
     """
     if params.init:
         vae = load_model(AutoencoderKL, params.init)
-    elif params.steps == 0:
-        raise ValueError("train_vae.steps is 0 and train_vae.init is empty: name the folder of a VAE to use as it is, or train one.")
     else:
         model = params.model.model_dump() | {"block_out_channels": tuple(params.model.block_out_channels)}
         vae = AutoencoderKL(AutoencoderConfig(sample_size=size, **model))
@@ -47,8 +38,8 @@ def initial_unet(params: TrainUnetParams, latents: LatentShards) -> UNet2DCondit
     """The U-Net of `init`, or a new one, for these latents and token embeddings.
 
     Raises:
-        ValueError: `steps` is 0 without `init`; a U-Net that was trained with another schedule or prediction than `params` have, or for
-            other latents or token embeddings; latents that cannot be halved often enough.
+        ValueError: a U-Net that was trained with another schedule or prediction than `params` have, or for other latents or token
+            embeddings; latents that cannot be halved often enough.
     """
     if params.init:
         folder = Path(params.init)
@@ -57,8 +48,6 @@ def initial_unet(params: TrainUnetParams, latents: LatentShards) -> UNet2DCondit
         _check_shapes(unet.config, latents, folder)
         unet.config = replace(unet.config, sample_size=latents.latent_shape[1])
         return unet
-    if params.steps == 0:
-        raise ValueError("train_unet.steps is 0 and train_unet.init is empty: name the folder of a U-Net to use as it is, or train one.")
     unet = UNet2DConditionModel(_new_config(params, latents))
     unet.initialise(params.seed)
     return unet
@@ -78,33 +67,6 @@ def only_caption(params: TrainUnetParams, latents: LatentShards) -> str | None:
     (caption,) = captions
     logger.warning("All %d training photos have the caption %r: prompts will steer nothing, and guidance is off", len(latents), caption)
     return caption
-
-
-def check_made_with(folder: Path, parts: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse a U-Net that was made with another VAE or text encoder than this run has: its latents or prompts mean something else.
-
-    A part fits if it has the weights that the U-Net was made with, or was trained further from them.
-
-    Args:
-        folder: of the U-Net; its index.json says what it was made with.
-        parts: vae and clip -> the content of their index.json, with the fingerprints `weights` and `init` (what training began with).
-
-    Raises:
-        ValueError: a part is another one.
-    """
-    file = folder / INDEX
-    made_with = json.loads(file.read_text(encoding="utf-8"))["content"].get("made_with") if file.is_file() else None
-    if made_with is None:
-        logger.warning("%s does not say which VAE and text encoder the U-Net was made with: whether they fit is not checked", file)
-        return
-    wrong = [part for part, content in parts.items() if made_with[part] not in (content["weights"], content["init"])]
-    if wrong:
-        found = " and ".join(f"{PARTS[part][0]} {made_with[part][:12]} (data/{part} is {parts[part]['weights'][:12]})" for part in wrong)
-        settings = " and ".join(PARTS[part][1].format(folder.parent / part) for part in wrong)
-        raise ValueError(
-            f"The U-Net of train_unet.init ({folder}) was made with another model's parts than this run has: {found}. It would draw noise, "
-            f"or ignore prompts. Set {settings}; or `darkroom tune --from {folder.parent}`, which sets all of them."
-        )
 
 
 def _check_diffusion(wanted: DiffusionConfig, folder: Path) -> None:

@@ -91,13 +91,13 @@ def test_what_is_set_is_printed_and_everything_else_stays(project: Path, capsys:
         "train_clip": {"mode": "pretrained", "pretrained": f"{copy}/clip"},
         "train_vae": {"init": f"{copy}/vae", "steps": 0} | OTHER["train_vae"],
         "train_unet": {"init": f"{copy}/unet", "schedule": OTHER["train_unet"]["schedule"], "prediction": "epsilon", "sampling": sampling},
-        "evaluate": {"sampling": sampling},
+        "evaluate": {"sampling": {"spacing": "leading", "guidance_scale": 1.5}},
     }
     assert read_yaml(project / "params.yaml") == merged(before, changes)
     assert "ingest.side: 32 -> 16" in printed
     assert "train_clip.mode: scratch -> pretrained" in printed
     assert printed[-1].startswith(f"`dvc repro` starts from {copy} now, with train_unet.steps 4 and train_unet.lr 0.001.")
-    assert len(printed) == 21 + 1
+    assert len(printed) == 19 + 1
     for part in ("clip", "vae", "unet"):
         assert read_index(Path(copy) / part) == read_index(Path("data") / part)
     main(["tune", "--from", "data"])

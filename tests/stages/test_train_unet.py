@@ -12,14 +12,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from darkroom.config import TrainVaeParams
 from darkroom.data.latents import LatentShards
 from darkroom.models.unet import UNet2DConditionModel
 from darkroom.models.weights import load_model, save_model
+from darkroom.outline import networks
+from darkroom.params_file import load_params
 from darkroom.provenance import read_index
 from darkroom.training.diffusion_task import DiffusionTask
 from tests.tiny_run import make_project, run_stage, write_params
 
 LORA = {"rank": 2, "alpha": 6, "conv": True}
+KEPT = {"train_vae": {"init": "data/vae"}, "train_clip": {"mode": "pretrained", "pretrained": "data/clip"}}  # as init knows them
 DIFFERENT = {"block_out_channels": [32], "attention": [True], "layers_per_block": 3, "attention_head_dim": 8, "norm_num_groups": 2}
 
 
@@ -46,7 +50,7 @@ def workspace(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def finetune(root: Path, **changes: Any) -> None:
-    write_params(root / "params.yaml", train_unet={"init": "imported/unet"} | changes)
+    write_params(root / "params.yaml", **KEPT, train_unet={"init": "imported/unet"} | changes)
     run_stage("train_unet", root)
 
 
@@ -204,24 +208,27 @@ def retrain(root: Path, stage: str, **changes: Any) -> None:
         (
             "train_vae",
             {"seed": 1},
-            r"VAE \w{12} \(data/vae is \w{12}\)\. .* Set train_vae\.init: imported/vae; or `darkroom tune --from imp",
+            r"VAE \w{12} \(here it is \w{12}\)\. .* Set train_vae\.init: imported/vae; or `darkroom tune --from imp",
         ),
-        ("train_clip", {"seed": 1}, r"encoder \w{12} \(data/clip is \w{12}\)\. .*: pretrained with train_clip\.pretrained: imported/clip"),
+        ("train_clip", {"seed": 1}, r"encoder \w{12} \(here it is \w{12}\)\. .*: pretrained with train_clip\.pretrained: imported/clip"),
     ],
 )
 def test_a_unet_that_was_made_with_other_weights_of_the_same_shape_is_refused(workspace, stage, changes, message):
     retrain(workspace, stage, **changes)
     with pytest.raises(ValueError, match=message):
         finetune(workspace)
+    with pytest.raises(ValueError, match=message):  # already before the first stage
+        networks(load_params(workspace / "params.yaml"))
     assert not (workspace / ".scratch" / "train_unet").exists() or not list((workspace / ".scratch" / "train_unet").rglob("step-*"))
 
 
 def test_a_unet_may_go_on_with_a_vae_that_was_trained_further(workspace):
     shutil.copytree("data/vae", "imported/vae")
     retrain(workspace, "train_vae", init="imported/vae", lr=1e-2)
+    finetune(workspace)
+    networks(load_params(workspace / "params.yaml") | {"train_vae": TrainVaeParams(init="imported/vae")})
     contents = [read_index(Path(folder))["content"] for folder in ("imported/vae", "data/vae")]
     assert contents[1]["init"] == contents[0]["weights"] != contents[1]["weights"]
-    finetune(workspace)
 
 
 def test_what_an_unknown_unet_was_made_with_is_said_to_be_unchecked(workspace, caplog):
