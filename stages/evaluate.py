@@ -39,7 +39,6 @@ def run(stage: Stage[EvaluateParams]) -> None:
     seeds = [params.seed + index for index in range(params.num_samples)]
     sampling, batch_size = params.sampling.model_dump(), params.batch_size
     samples = model.sample(prompts, seeds=seeds, **sampling, batch_size=batch_size, show_progress=True)
-
     rows = np.array(sources)
     features = FeatureSets.extract(extractor, samples, held_out, train, batch_size=batch_size)
     copies = memorization(features.samples, features.train, features.held_out, rows)
@@ -56,19 +55,20 @@ def run(stage: Stage[EvaluateParams]) -> None:
     values = {metric.key: metric.value for metric in metrics}
     setting = {"photos": held_out.keys, "size": held_out.size, "prompts": prompts, "seeds": seeds, "features": extractor.name}
     identity = {"eval_key": hash_json(setting | sampling), "features": extractor.name}
-    write_json(out / "metrics.json", values | identity | {"num_samples": params.num_samples})
+    numbers = {key: value for metric in metrics for key, value in metric.numbers.items()}
+    write_json(out / "metrics.json", numbers | identity | {"num_samples": params.num_samples})
     stage.content["report"] = identity
     stage.tracker.log_metrics(values, step=0)
-
     denoisers = denoisers_of(model.unet, model.clip, model.config)
     losses = measure_photo_losses(model.vae, denoisers, train, seed=params.seed, batch_size=batch_size, device=model.device)
     write_photo_losses(out / "photo_losses.csv", losses, train)
     pairs = max(1, params.num_grid // 2)
     closest = train.images([int(copies.nearest_photo[index]) for index in copies.closest(pairs)])
-    near = -nearest(features.samples, features.held_out)[1]
     galleries = {
         "samples": sample_gallery(ArrayImages(samples), prompts, params.num_grid),
-        "worst": worst_gallery(ArrayImages(samples), prompts, near, "nearness to the photos (minus the distance)"),
+        "worst": worst_gallery(
+            ArrayImages(samples), prompts, -nearest(features.samples, features.held_out)[1], "nearness to the photos (minus the distance)"
+        ),
         "nearest": nearest_gallery(samples, prompts, closest, copies),
         "reconstructions": reconstruction_gallery(photos, decoded, pairs),
         **demo.galleries,
