@@ -223,16 +223,36 @@ class TrainUnetParams(TrainingParams):
 
 
 class FeatureParams(ClassifierPixels):
-    kind: choices.FeatureKind = Field("clip", description="Feature extractor; clip = the run's own")
-    arch: str = Field("", description="torchvision: classifier, e.g. squeezenet1_0")
-    weights: str = Field("", description="torchvision: local .safetensors file with its weights")
-    side: PositiveInt = Field(224, description="torchvision: side to which images are resized, px")
+    kind: choices.FeatureKind = Field(
+        "squeezenet", description="Feature extractor; squeezenet = the one that comes with Darkroom, clip = the run's own"
+    )
+    arch: str = Field(
+        "",
+        description="torchvision: e.g. resnet50; timm: e.g. vit_small_patch14_dinov2.lvd142m; open_clip: as in train_clip.pretrained",
+    )
+    weights: str = Field("", description='torchvision, timm, inception: local .safetensors file with its weights; "" = downloaded')
+    side: Count = Field(0, description="torchvision, timm: side to which images are resized, px; 0 = 224, or as timm says")
 
     @model_validator(mode="after")
-    def _classifier_named(self) -> "FeatureParams":
-        if self.kind == "torchvision" and not (self.arch and self.weights):
-            raise ValueError("features.kind: torchvision needs features.arch and features.weights (a local .safetensors)")
+    def _kind_has_what_it_needs(self) -> "FeatureParams":
+        takes = {
+            "torchvision": ("arch", "weights", "side", *ClassifierPixels.model_fields),
+            "timm": ("arch", "weights", "side"),
+            "inception": ("weights",),
+            "open_clip": ("arch",),
+        }.get(self.kind, ())
+        given = [name for name in ("arch", "weights", "side") if getattr(self, name)] + self.changed_pixels()
+        if "arch" in takes and not self.arch:
+            raise ValueError(f"features.kind: {self.kind} needs features.arch, the name of a network; see docs/evaluate.md")
+        if wrong := [name for name in given if name not in takes]:
+            raise ValueError(f"features.{wrong[0]} means nothing with features.kind: {self.kind}; leave it at its default")
         return self
+
+
+class RecognisedParams(Section):
+    classes: list[int | str] = Field(
+        [], description="Classes of the subject: ImageNet's names or numbers, e.g. [tabby, 285]; [] = found from the training photos"
+    )
 
 
 class EvaluateParams(Section):
@@ -243,8 +263,10 @@ class EvaluateParams(Section):
     sampling: SamplerParams = group(SamplerParams, "How samples are drawn")
     seed: Count = Field(0, description="Sample i is drawn with seed + i")
     features: FeatureParams = group(FeatureParams, "Features in which distances are measured")
+    recognised: RecognisedParams = group(RecognisedParams, "The subject that a classifier looks for in photos and samples")
     num_neighbours: PositiveInt = Field(3, description="Nearest neighbours (k) of precision and recall")
     num_grid: PositiveInt = Field(32, description="Images per grid of the report")
+    num_processes: PositiveInt = Field(1, description="Processes that draw samples, one per device; they change no number")
 
 
 class RegisterParams(Section):

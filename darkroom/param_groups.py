@@ -40,7 +40,7 @@ class ClipModel(Section):
 
 class VaeModel(Section):
     latent_channels: PositiveInt = Field(4, description="Channels of the latents")
-    block_out_channels: list[int] = Field(
+    block_out_channels: list[PositiveInt] = Field(
         [32, 64, 64], min_length=1, description="Channels per resolution; each one after the first halves the side"
     )
     layers_per_block: PositiveInt = Field(1, description="Residual blocks per resolution")
@@ -49,22 +49,28 @@ class VaeModel(Section):
 
 
 class ClassifierPixels(Section):
-    channels: choices.ChannelOrder = Field("rgb", description="Channel order that the classifier was trained on")
+    channels: choices.ChannelOrder = Field("rgb", description="Channel order that the classifier of torchvision was trained on")
     scale: Positive = Field(1.0, description="Pixel values are 0 to scale before mean and std; 1 for torchvision's weights")
     mean: list[float] = Field([0.485, 0.456, 0.406], min_length=3, max_length=3, description="Subtracted from the pixels, per channel")
     std: list[float] = Field([0.229, 0.224, 0.225], min_length=3, max_length=3, description="Divides the pixels, per channel")
 
+    def changed_pixels(self) -> list[str]:
+        """Names of the parameters of this group that are not torchvision's."""
+        return [name for name, field in ClassifierPixels.model_fields.items() if getattr(self, name) != field.default]
+
 
 class PerceptualParams(ClassifierPixels):
-    weight: NotNegative = Field(0.0, description="Weight in the loss; 0 = off, no classifier is loaded")
-    arch: str = Field("", description="Classifier: a name in torchvision, e.g. squeezenet1_0")
-    weights: str = Field("", description='Local .safetensors file with its weights; "" = torchvision\'s own, downloaded')
-    layers: list[str] = Field([], description="Names of the modules whose outputs are compared")
+    weight: NotNegative = Field(0.0, description="Weight in the loss, e.g. 0.1; 0 = off, no classifier is loaded")
+    arch: str = Field("", description='Classifier: a name in torchvision; "" = the SqueezeNet that comes with Darkroom')
+    weights: str = Field("", description='With arch: local .safetensors file with its weights; "" = torchvision\'s own, downloaded')
+    layers: list[str] = Field([], description="Names of the modules whose outputs are compared; [] without arch = those of LPIPS")
 
     @model_validator(mode="after")
     def _network_named(self) -> "PerceptualParams":
-        if self.weight and not (self.arch and self.layers):
-            raise ValueError("perceptual.weight above 0 needs perceptual.arch and perceptual.layers (and weights, a local .safetensors)")
+        if self.weight and self.arch and not self.layers:
+            raise ValueError("perceptual.arch needs perceptual.layers, e.g. [features.3]; leave arch empty for Darkroom's SqueezeNet")
+        if not self.arch and (wrong := [*(["weights"] if self.weights else []), *self.changed_pixels()]):
+            raise ValueError(f"perceptual.{wrong[0]} needs perceptual.arch; Darkroom's SqueezeNet has weights and pixels of its own")
         return self
 
 
@@ -76,7 +82,7 @@ class AdversarialParams(Section):
 
 
 class UnetModel(Section):
-    block_out_channels: list[int] = Field([64, 128], min_length=1, description="Channels per resolution of the latents")
+    block_out_channels: list[PositiveInt] = Field([64, 128], min_length=1, description="Channels per resolution of the latents")
     attention: list[bool] = Field([True, True], min_length=1, description="Cross-attention to the caption, per resolution")
     layers_per_block: PositiveInt = Field(1, description="Residual blocks per resolution")
     attention_head_dim: PositiveInt = Field(32, description="Channels per attention head")

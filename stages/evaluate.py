@@ -15,7 +15,8 @@ from darkroom.demo.adherence import measure_adherence
 from darkroom.evaluation.alignment import clip_metrics
 from darkroom.evaluation.charts import band_charts, loss_charts
 from darkroom.evaluation.distribution import distance_metrics
-from darkroom.evaluation.features import ArrayImages, FeatureSets, make_extractor
+from darkroom.evaluation.extractors import make_extractor
+from darkroom.evaluation.features import ArrayImages, FeatureSets
 from darkroom.evaluation.galleries import nearest_gallery, reconstruction_gallery, sample_gallery, worst_gallery, write_gallery
 from darkroom.evaluation.glossary import explain
 from darkroom.evaluation.likelihood import PhotoModel, PixelLikelihood, denoisers_of, likelihood_metrics
@@ -40,7 +41,7 @@ def run(stage: Stage[EvaluateParams]) -> None:
     sampling, batch_size = params.sampling.model_dump(), params.batch_size
     samples = model.sample(prompts, seeds=seeds, **sampling, batch_size=batch_size, show_progress=True)
     rows = np.array(sources)
-    features = FeatureSets.extract(extractor, samples, held_out, train, batch_size=batch_size)
+    features = FeatureSets.extract(extractor, ArrayImages(samples), held_out, train, batch_size=batch_size)
     copies = memorization(features.samples, features.train, features.held_out, rows)
     photos, decoded = reconstruct(model.vae, held_out, batch_size=batch_size, device=model.device)
     demo = measure_adherence(prompts, samples, held_out.captions[: len(photos)], photos)
@@ -52,13 +53,12 @@ def run(stage: Stage[EvaluateParams]) -> None:
         "copied_fraction": copies.copied_fraction,
     }
     metrics = [*demo.metrics, *explain(measured)]
-    values = {metric.key: metric.value for metric in metrics}
     setting = {"photos": held_out.keys, "size": held_out.size, "prompts": prompts, "seeds": seeds, "features": extractor.name}
     identity = {"eval_key": hash_json(setting | sampling), "features": extractor.name}
     numbers = {key: value for metric in metrics for key, value in metric.numbers.items()}
     write_json(out / "metrics.json", numbers | identity | {"num_samples": params.num_samples})
     stage.content["report"] = identity
-    stage.tracker.log_metrics(values, step=0)
+    stage.tracker.log_metrics({metric.key: metric.value for metric in metrics}, step=0)
     denoisers = denoisers_of(model.unet, model.clip, model.config)
     losses = measure_photo_losses(model.vae, denoisers, train, seed=params.seed, batch_size=batch_size, device=model.device)
     write_photo_losses(out / "photo_losses.csv", losses, train)

@@ -126,7 +126,16 @@ def test_a_key_that_resembles_none_gets_the_list(tmp_path: Path, content: dict[s
 
 def test_a_misspelt_section_is_refused_with_the_nearest_one(tmp_path: Path, content: dict[str, Any]) -> None:
     content["train_uned"] = content.pop("train_unet")
-    assert "`train_uned` is not a parameter; did you mean `train_unet`?" in refused(tmp_path, content)
+    assert "`train_uned` is not a section; did you mean `train_unet`?" in refused(tmp_path, content)
+
+
+def test_a_parameter_outside_its_section_is_told_where_it_belongs(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["side"] = 64
+    assert "`side` is not a section; known here: ingest, " in refused(tmp_path, content)
+    assert refused(tmp_path, content).endswith(" `side` is a parameter of ingest.")
+    content["evaluate"]["caption_dropout"] = content.pop("side")
+    assert "`evaluate.caption_dropout` is not a parameter; " in refused(tmp_path, content)
+    assert refused(tmp_path, content).endswith(" `caption_dropout` is a parameter of train_unet.")
 
 
 def test_a_missing_section_or_key_is_named(tmp_path: Path, content: dict[str, Any]) -> None:
@@ -240,6 +249,8 @@ def test_lora_needs_a_unet_to_adapt(tmp_path: Path, content: dict[str, Any]) -> 
     content["train_unet"]["lora"] = {"rank": 4, "alpha": 4, "conv": False}
     assert "lora.rank above 0 adapts a trained U-Net: name its folder in `init`" in refused(tmp_path, content)
     content["train_unet"]["init"] = "imported/unet"
+    content["train_vae"]["init"] = "imported/vae"
+    content["train_clip"] |= {"mode": "pretrained", "pretrained": "imported/clip"}
     assert load_params(write(tmp_path, content))
 
 
@@ -270,12 +281,21 @@ def test_a_game_that_never_starts_is_refused(tmp_path: Path, content: dict[str, 
     assert load_params(write(tmp_path, content))
 
 
-@pytest.mark.parametrize("left_out", ["arch", "layers"])
-def test_a_perceptual_distance_needs_a_network_and_its_layers(tmp_path: Path, content: dict[str, Any], left_out: str) -> None:
-    look = {"weight": 0.1, "arch": "squeezenet1_0", "layers": ["features.3"]}
-    del look[left_out]
+@pytest.mark.parametrize(
+    ("look", "message"),
+    [
+        ({"arch": "squeezenet1_0"}, "perceptual.arch needs perceptual.layers"),
+        ({"weights": "squeezenet.safetensors"}, "perceptual.weights needs perceptual.arch"),
+        ({"scale": 255.0}, "perceptual.scale needs perceptual.arch"),
+    ],
+)
+def test_a_perceptual_distance_names_its_classifier_whole(
+    tmp_path: Path, content: dict[str, Any], look: dict[str, object], message: str
+) -> None:
+    content["train_vae"]["perceptual"] |= {"weight": 0.1}
+    assert load_params(write(tmp_path, content))  # the weight alone takes the classifier of the package
     content["train_vae"]["perceptual"] |= look
-    assert "perceptual.weight above 0 needs perceptual.arch and perceptual.layers" in refused(tmp_path, content)
+    assert message in refused(tmp_path, content)
 
 
 @pytest.mark.parametrize(
@@ -299,11 +319,9 @@ def test_a_value_of_the_vae_and_its_gate_out_of_range_is_named(
     assert f"`{section}.{group}.{key}` is {value!r}" in refused(tmp_path, content)
 
 
-@pytest.mark.parametrize("left_out", ["arch", "weights"])
-def test_features_of_a_classifier_need_its_name_and_weights(tmp_path: Path, content: dict[str, Any], left_out: str) -> None:
-    features = {"kind": "torchvision", "arch": "squeezenet1_0", "weights": "squeezenet.safetensors"}
-    content["evaluate"]["features"] |= features | {left_out: ""}
-    assert "needs features.arch and features.weights" in refused(tmp_path, content)
+def test_features_of_a_classifier_need_its_name(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["evaluate"]["features"] |= {"kind": "torchvision"}
+    assert "`evaluate.features`: features.kind: torchvision needs features.arch" in refused(tmp_path, content)
 
 
 def test_a_file_that_is_missing_or_no_mapping_is_refused(tmp_path: Path) -> None:

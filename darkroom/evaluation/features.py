@@ -1,25 +1,26 @@
-"""Feature extractors: uint8 images (B, H, W, 3) to vectors (B, D), under a name that identifies their weights."""
+"""Features: what an extractor makes of images, vectors (B, D), in which they are compared; and what reports must share to compare."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Protocol, Self
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from darkroom.config import FeatureParams
+from darkroom.choices import FeatureKind
 from darkroom.data.shards import ImageShards
-from darkroom.models.classifier import classifier_pixels, last_layer, load_classifier
-from darkroom.models.clip import ClipTowers
+from darkroom.models.classifier import CHUNK, in_chunks
 from darkroom.progress import progress
-from darkroom.provenance import hash_file
+from darkroom.provenance import hash_json
 
 MAX_PHOTOS = 10_000  # photos of a split that are measured: the first in the order of their keys, which are hashes
+MEASURING = ("darkroom.evaluation.", "darkroom.models.classifier:")  # modules whose code shapes metrics; see `eval_key`
+SHOWING = tuple(f"darkroom.evaluation.{name}:" for name in ("galleries", "glossary", "report"))  # those that only show them
+
 Images = NDArray[np.uint8]  # (B, H, W, 3)
+Features = NDArray[np.float32]  # (N, D)
+Kernel = Literal["cubic", "gaussian"]
 
 
 class ImageSource(Protocol):
@@ -44,6 +45,20 @@ class ArrayImages:
 
 
 @dataclass(frozen=True)
+class ChosenImages:
+    """The images of `source` in these rows."""
+
+    source: ImageSource
+    rows: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def images(self, indices: Sequence[int]) -> Images:
+        return self.source.images([self.rows[index] for index in indices])
+
+
+@dataclass(frozen=True)
 class MappedImages:
     """What `function` makes of the images of `source`, batch by batch and each time anew."""
 
@@ -59,107 +74,84 @@ class MappedImages:
 
 @dataclass(frozen=True)
 class Extractor:
-    """A distance means something only together with the name of the extractor that it was measured with."""
+    """A distance means something only together with the extractor that it was measured with."""
 
-    name: str  # its kind, and the hash of its weights
-    extract: Callable[[Images], NDArray[np.float32]]
+    kind: FeatureKind
+    name: str  # kind or architecture, and the hash of its weights
+    extract: Callable[[Images], Features]  # (B, H, W, 3) -> (B, D); the bits of a row do not depend on the other rows
+    identity: Mapping[str, Any] = field(default_factory=dict)  # everything that changes its numbers, for JSON
+    kernel: Kernel = "cubic"  # of KID: (x y / D + 1)³ (Bińkowski et al. 2018), or a Gaussian of unit vectors (CMMD, Jayasumana et al. 2024)
 
-    def __call__(self, read: Callable[[range], Images], num: int, *, batch_size: int, desc: str) -> NDArray[np.float32]:
-        """Features (num, D) of the images that `read` returns for indices below `num`; only one batch of them is in memory."""
-        starts = progress(range(0, num, batch_size), desc=f"features of {desc}", unit="batch")
-        return np.concatenate([self.extract(read(range(start, min(start + batch_size, num)))) for start in starts])
+    def of(self, source: ImageSource, *, limit: int | None = MAX_PHOTOS, batch_size: int, desc: str) -> Features:
+        """Features (N, D) of the first `limit` images (None = all); `batch_size`, rounded up to whole passes, are in memory at a time."""
+        num = len(source) if limit is None else min(len(source), limit)
+        step = CHUNK * -(-batch_size // CHUNK)
+        features = np.empty((num, 0), np.float32)
+        for start in progress(range(0, num, step), desc=f"features of {desc}", unit="batch"):
+            part = self.extract(source.images(range(start, min(start + step, num))))
+            if start == 0:
+                features = np.empty((num, part.shape[1]), np.float32)
+            features[start : start + len(part)] = part
+        return features
 
-    def of_images(self, images: Images, *, batch_size: int, desc: str) -> NDArray[np.float32]:
-        return self(lambda rows: images[rows], len(images), batch_size=batch_size, desc=desc)
 
-    def of_photos(self, photos: ImageShards, *, batch_size: int, desc: str) -> NDArray[np.float32]:
-        """Features of the first `MAX_PHOTOS` photos."""
-        return self(photos.images, min(len(photos), MAX_PHOTOS), batch_size=batch_size, desc=desc)
+def clip_features(encode_images: Callable[[Images], Tensor], fingerprint: str) -> Extractor:
+    """The run's own CLIP: its image embeddings of length 1, scaled to length √E, so that their dot product over E is the cosine."""
+    identity = {"kind": "clip", "weights": fingerprint}
+    return Extractor("clip", f"clip-{fingerprint[:12]}", embeddings_of(encode_images), identity, kernel="gaussian")
+
+
+def embeddings_of(encode_images: Callable[[Images], Tensor]) -> Callable[[Images], Features]:
+    """`encode_images` gives embeddings (B, E) of length 1; the features have length √E, that is mean square 1."""
+
+    def encode(images: Images) -> tuple[Tensor]:
+        embeddings = encode_images(images).float()
+        return (embeddings * embeddings.shape[1] ** 0.5,)
+
+    return lambda images: in_chunks(images, encode)[0]
 
 
 @dataclass(frozen=True)
 class FeatureSets:
     """Features of one extractor, (N, D) each."""
 
-    samples: NDArray[np.float32]
-    held_out: NDArray[np.float32]
-    train: NDArray[np.float32]
+    samples: Features
+    held_out: Features
+    train: Features
 
     @classmethod
-    def extract(cls, extractor: Extractor, samples: Images, held_out: ImageShards, train: ImageShards, *, batch_size: int) -> Self:
+    def extract(cls, extractor: Extractor, samples: ImageSource, held_out: ImageSource, train: ImageSource, *, batch_size: int) -> Self:
+        """All samples, and the first `MAX_PHOTOS` photos of both splits."""
         return cls(
-            samples=extractor.of_images(samples, batch_size=batch_size, desc="samples"),
-            held_out=extractor.of_photos(held_out, batch_size=batch_size, desc="held-out photos"),
-            train=extractor.of_photos(train, batch_size=batch_size, desc="training photos"),
+            samples=extractor.of(samples, limit=None, batch_size=batch_size, desc="samples"),
+            held_out=extractor.of(held_out, batch_size=batch_size, desc="held-out photos"),
+            train=extractor.of(train, batch_size=batch_size, desc="training photos"),
         )
 
 
-def make_extractor(params: FeatureParams, clip: ClipTowers, clip_fingerprint: str, device: torch.device) -> Extractor:
-    """The extractor that `params` name: the run's own CLIP, or a torchvision classifier on `device`.
-
-    Raises:
-        ValueError: this CLIP has no image encoder, or the classifier's weights are missing or do not fit.
-    """
-    if params.kind == "clip":
-        clip.check_image_encoder()
-        return clip_features(clip.encode_images, clip_fingerprint)
-    return torchvision_features(
-        params.arch,
-        Path(params.weights),
-        size=params.side,
-        channels=params.channels,
-        scale=params.scale,
-        mean=params.mean,
-        std=params.std,
-        device=device,
-    )
-
-
-def clip_features(encode_images: Callable[[Images], Tensor], fingerprint: str) -> Extractor:
-    """CLIP's image embeddings of length 1, scaled to length √E, so that their dot product over E is the cosine."""
-
-    def extract(images: Images) -> NDArray[np.float32]:
-        embeddings = encode_images(images).float()  # (B, E)
-        return (embeddings * embeddings.shape[1] ** 0.5).cpu().numpy()
-
-    return Extractor(f"clip-{fingerprint[:12]}", extract)
-
-
-def torchvision_features(
-    arch: str,  # a name in torchvision.models
-    weights: Path,  # .safetensors with torchvision's keys
+def eval_key(
+    held_out: ImageShards,
+    extractor: Extractor,
     *,
-    size: int,  # px; images are resized to this square
-    channels: Literal["rgb", "bgr"],
-    scale: float,  # pixels run from 0 to this before mean and std
-    mean: Sequence[float],  # in the order of `channels`, like std
-    std: Sequence[float],
-    device: torch.device | None = None,
-) -> Extractor:
-    """The input of a classifier's last layer, averaged over places where it is still a map.
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: Mapping[str, Any],  # sampler, spacing, steps, guidance scale
+    settings: Mapping[str, Any],  # what else shapes metrics, e.g. `num_neighbours` and how many photos are measured
+    code: Mapping[str, str],  # `module:definition` -> hash, of everything that the stage runs
+) -> str:
+    """A hash of all that two reports must share for their metrics to compare: everything but the model.
 
-    Raises:
-        ValueError: an unknown architecture, a missing file, or weights of another architecture.
+    Of `code` counts what measures; what only shows metrics does not, and the model and its samplers are what is measured.
     """
-    classifier = load_classifier(arch, weights, section="evaluate.features").to(device or torch.device("cpu"))
-    place = next(classifier.parameters()).device
-    caught: list[Tensor] = []
-    last_layer(classifier)[1].register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
-
-    @torch.inference_mode()
-    def extract(images: Images) -> NDArray[np.float32]:
-        caught.clear()
-        x = classifier_pixels(resized(images, size), channels=channels, scale=scale, mean=mean, std=std)
-        classifier(x.to(place))
-        features = caught.pop()
-        return (features.mean(dim=(2, 3)) if features.ndim == 4 else features).float().cpu().numpy()
-
-    return Extractor(f"{arch}-{hash_file(weights)[:12]}", extract)
-
-
-def resized(images: Images, size: int) -> Tensor:
-    """uint8 (B, H, W, 3) -> float (B, 3, size, size) in [0, 1], resized by antialiased bicubic."""
-    x = torch.tensor(images).permute(0, 3, 1, 2).float() / 255
-    if x.shape[2:] != (size, size):
-        x = F.interpolate(x, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
-    return x
+    measuring = {name: digest for name, digest in code.items() if name.startswith(MEASURING) and not name.startswith(SHOWING)}
+    return hash_json(
+        {
+            "held_out": {"keys": held_out.keys, "side": held_out.size},
+            "extractor": {"kernel": extractor.kernel, **extractor.identity},
+            "prompts": list(prompts),
+            "seeds": list(seeds),
+            "sampling": dict(sampling),
+            "settings": dict(settings),
+            "code": measuring,
+        }
+    )

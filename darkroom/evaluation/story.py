@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from darkroom.evaluation.canaries import Canary
 from darkroom.evaluation.galleries import Gallery
 from darkroom.evaluation.glossary import Metric
 
@@ -26,14 +27,6 @@ class Funnel:
 
     steps: Sequence[FunnelStep]  # may be empty; then the sentence says why
     sentence: str
-
-
-class Canary(NamedTuple):
-    """Pictures that were spoilt on purpose, and how surely the feature extractor tells them from photos."""
-
-    name: str
-    z: float  # standard deviations of a random relabelling
-    p: float
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """CLIP (Radford et al. 2021): a text encoder and an image encoder. The only module that imports open_clip."""
 
-import hashlib
 import json
 import math
 import pickle
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from darkroom.models.text_conditioning import TextConditioning
-from darkroom.models.weights import load_weights, read_weights
+from darkroom.models.weights import hash_weights, load_weights, read_weights
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -144,6 +143,22 @@ class ClipTowers(nn.Module):
             )
         return cls(model, model_cfg, get_model_preprocess_cfg(model), conditioning).eval()
 
+    @classmethod
+    def outline(cls, source: str) -> Self:
+        """The encoders of `source` (see `load`) on the meta device: shapes without weights, and nothing is downloaded.
+
+        Raises:
+            ValueError: the source is none of these, is unknown to open_clip, or is on the hub, where its shapes are not known.
+        """
+        name, _ = _parse_source(source)
+        model_cfg = _read_model_cfg(Path(source)) if name.startswith(LOCAL) else open_clip.get_model_config(name)
+        if not model_cfg:
+            raise ValueError(f"CLIP `{source}` has no known shapes: neither a {CONFIG_FILE} that describes them, nor a name of open_clip.")
+        with torch.device("meta"):
+            model = open_clip.CLIP(**model_cfg | {"vision_cfg": model_cfg["vision_cfg"] or SMALLEST_VISION})
+            model.visual = model.visual if model_cfg["vision_cfg"] else None
+            return cls(model, model_cfg, PLAIN_PIXELS)
+
     def save(self, folder: Path) -> None:
         """Write a folder that `open_clip.create_model("local-dir:FOLDER")` and `open_clip.get_tokenizer` can read."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -155,11 +170,7 @@ class ClipTowers(nn.Module):
 
     def fingerprint(self) -> str:
         """sha256 of the weights."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return hash_weights(self.model)
 
     @property
     def has_image_encoder(self) -> bool:
@@ -245,7 +256,7 @@ class ClipTowers(nn.Module):
             raise ValueError(
                 "This CLIP has no image encoder (Stable Diffusion checkpoints contain only the text encoder). It conditions a U-Net, but "
                 "cannot be trained or compare images with captions. Use a complete CLIP (train_clip.pretrained: ARCH::TAG), or "
-                "metrics without CLIP (evaluate.features.kind: torchvision)."
+                "metrics without CLIP (evaluate.features.kind: squeezenet)."
             )
 
 

@@ -1,14 +1,17 @@
 """How different two images look to a trained classifier: a distance of its features that gradients flow through."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darkroom.models.classifier import classifier_pixels, load_classifier
+from darkroom.models.classifier import SHIPPED_PIXELS, classifier_pixels, load_classifier, load_shipped
+from darkroom.param_groups import ClassifierPixels, PerceptualParams
+
+SECTION = "train_vae.perceptual"
+SHIPPED_LAYERS = [f"features.{index}" for index in (1, 4, 7, 8, 9, 10, 12)]  # conv1, fire3, fire5 to fire9: those of LPIPS
 
 
 class PerceptualDistance:
@@ -21,17 +24,22 @@ class PerceptualDistance:
     def __init__(
         self,
         network: nn.Module,  # prepared images (B, 3, H, W) -> features of each layer, (B, C, h, w)
-        *,
-        channels: Literal["rgb", "bgr"],
-        scale: float,  # pixels run from 0 to this before mean and std
-        mean: Sequence[float],  # in the order of `channels`, like std
-        std: Sequence[float],
+        pixels: ClassifierPixels,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
-        self.channels = channels
-        self.scale = scale
-        self.mean = mean
-        self.std = std
+        self.pixels = pixels
+
+    @classmethod
+    def build(cls, params: PerceptualParams, *, size: int) -> Self:
+        """The distance that `params` name, for images of `size` px: without an architecture, by the classifier of this package.
+
+        Raises:
+            ValueError: an unknown architecture or layer, weights that are missing or do not fit, or images too small for them.
+        """
+        if not params.arch:
+            return cls(part_of(load_shipped(), params.layers or SHIPPED_LAYERS, size=size), SHIPPED_PIXELS)
+        classifier = load_classifier(params.arch, params.weights, section=SECTION)
+        return cls(part_of(classifier, params.layers, size=size), params)
 
     def __call__(self, photos: Tensor, reconstructions: Tensor) -> Tensor:
         """Twice (B, 3, H, W) in [-1, 1] -> (B,); the gradient goes to the reconstructions alone."""
@@ -42,37 +50,34 @@ class PerceptualDistance:
         return torch.stack([(a - b).square().sum(1).flatten(1).mean(1) for a, b in pairs]).mean(0)
 
     def _features(self, images: Tensor) -> list[Tensor]:
-        x = classifier_pixels((images + 1) / 2, channels=self.channels, scale=self.scale, mean=self.mean, std=self.std)
+        x = classifier_pixels((images + 1) / 2, self.pixels)
         return [F.normalize(features.float(), dim=1, eps=1e-6) for features in self.network(x).values()]
 
 
-def torchvision_layers(arch: str, weights: str | Path, layers: Sequence[str], *, size: int) -> nn.Module:
-    """A torchvision classifier up to these layers; a call returns their outputs by name.
+def part_of(classifier: nn.Module, layers: Sequence[str], *, size: int) -> nn.Module:
+    """A classifier up to these layers; a call returns their outputs by name.
 
     Args:
-        arch: a name in `torchvision.models`.
-        weights: a .safetensors file with torchvision's names; "" = torchvision's own, downloaded once into torch's hub folder.
+        classifier: changed: its ReLUs no longer overwrite their inputs.
         layers: names of modules, e.g. `features.3`.
         size: px, side of the images that it will get.
 
     Raises:
-        ValueError: an unknown architecture or layer, weights that are missing or do not fit, or images too small for it.
+        ValueError: an unknown layer, or images too small for it.
     """
     from torchvision.models.feature_extraction import create_feature_extractor
 
-    network = load_classifier(arch, weights, section="train_vae.perceptual")
-    for module in network.modules():
+    for module in classifier.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = False  # otherwise it overwrites the output of the layer before it
-    known = {name for name, _ in network.named_modules()}
+    name = type(classifier).__name__
+    known = {name for name, _ in classifier.named_modules()}
     if unknown := [layer for layer in layers if layer not in known]:
-        raise ValueError(
-            f"train_vae.perceptual.layers: {arch} has no layer {unknown[0]!r}; it has {', '.join(sorted(known - {''})[:40])}, ..."
-        )
-    part = create_feature_extractor(network, list(layers))
+        raise ValueError(f"{SECTION}.layers: {name} has no layer {unknown[0]!r}; it has {', '.join(sorted(known - {''})[:40])}, ...")
+    part = create_feature_extractor(classifier, list(layers)).to(memory_format=torch.channels_last)
     try:
         with torch.no_grad():
             part(torch.zeros(1, 3, size, size))
     except RuntimeError as error:
-        raise ValueError(f"train_vae.perceptual: images of {size} px are too small for {layers[-1]} of {arch} ({error}).") from error
+        raise ValueError(f"{SECTION}: images of {size} px are too small for {layers[-1]} of {name} ({error}).") from error
     return part

@@ -1,6 +1,7 @@
 """Models on disk in diffusers' layout: `config.json` and `diffusion_pytorch_model.safetensors`, strict in both directions."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
@@ -99,6 +100,15 @@ def load_model(cls: type[Model], folder: Path | str) -> Model:
 def hash_init(folder: str) -> str:
     """sha256 of the model that training starts from, or "" for none. Runs that start from other weights do not share checkpoints."""
     return hash_json({name: hash_file(Path(folder) / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}) if folder else ""
+
+
+def hash_weights(network: nn.Module) -> str:
+    """sha256 of the names and the fp32 values of its weights and buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def assemble(cls: type[Model], config: ModelConfig, weights: dict[str, Tensor], *, where: Path | str) -> Model:

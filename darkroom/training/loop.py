@@ -49,7 +49,7 @@ class Curves:
                 writer.writerows(rows)
 
 
-class Interrupted(SystemExit):
+class Interrupted(KeyboardInterrupt):
     """The run was asked to stop and has written a checkpoint. The same command resumes it."""
 
 

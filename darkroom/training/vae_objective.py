@@ -10,7 +10,7 @@ from torch.func import functional_call
 from darkroom.config import TrainVaeParams
 from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.discriminator import PatchDiscriminator
-from darkroom.models.perceptual import PerceptualDistance, torchvision_layers
+from darkroom.models.perceptual import PerceptualDistance
 from darkroom.training.losses import adaptive_weight, hinge_loss, kl_divergence, negative_log_likelihood
 
 
@@ -88,8 +88,7 @@ class VaeObjective(nn.Module):
         look, adversary = params.perceptual, params.adversarial
         perceptual = discriminator = None
         if look.weight and params.steps:
-            layers = torchvision_layers(look.arch, look.weights, look.layers, size=size)
-            perceptual = PerceptualDistance(layers, channels=look.channels, scale=look.scale, mean=look.mean, std=look.std)
+            perceptual = PerceptualDistance.build(look, size=size)
         if adversary.weight and params.steps:
             discriminator = PatchDiscriminator(channels=adversary.channels, num_halvings=adversary.num_halvings, size=size)
             discriminator.initialise(params.seed)

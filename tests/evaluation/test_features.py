@@ -1,89 +1,114 @@
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import save_file
-from torchvision import models
 
-from darkroom.evaluation.features import ArrayImages, Extractor, MappedImages, clip_features, resized, torchvision_features
-from darkroom.models.classifier import last_layer, load_classifier
-from darkroom.models.weights import read_weights
+from darkroom.evaluation.features import MAX_PHOTOS, ArrayImages, Extractor, FeatureSets, MappedImages, clip_features, eval_key
+from darkroom.models.classifier import CHUNK
 
-PLAIN = {"size": 64, "channels": "rgb", "scale": 1.0, "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}  # pixels as they are
-IMAGES = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), dtype=np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 3), dtype=np.uint8)
+SOURCE = ArrayImages(IMAGES)
 
 
-def features_of(extractor: Extractor, *, batch_size: int = 8) -> np.ndarray:
-    return extractor.of_images(IMAGES, batch_size=batch_size, desc="noise")
+def mean_colours(images: np.ndarray) -> np.ndarray:
+    return images.mean(axis=(1, 2), dtype=np.float32)
 
 
-def saved(folder: Path, arch: str, **options) -> Path:
-    torch.manual_seed(0)
-    path = folder / f"{arch}.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in models.get_model(arch, weights=None, **options).state_dict().items()}, path)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("arch", "dim"), [("squeezenet1_1", 512), ("resnet18", 512), ("mobilenet_v3_small", 1024), ("shufflenet_v2_x0_5", 1024)]
-)
-def test_features_are_what_enters_the_last_layer(tmp_path, arch, dim):
-    path = saved(tmp_path, arch, num_classes=7)
-    features = features_of(torchvision_features(arch, path, **PLAIN))
-    assert features.shape == (5, dim)
-    classifier = load_classifier(arch, path, section="here")
-    _, layer = last_layer(classifier)
-    with torch.inference_mode():
-        scores = classifier(resized(IMAGES, 64))
-        found = torch.from_numpy(features)
-        if isinstance(layer, torch.nn.Linear):
-            torch.testing.assert_close(layer(found), scores)
-        else:  # squeezenet scores every place before it averages
-            torch.testing.assert_close(classifier.features(resized(IMAGES, 64)).mean(dim=(2, 3)), found)
-
-
-def test_features_do_not_depend_on_the_batch_and_the_name_tells_the_weights(tmp_path):
-    path = saved(tmp_path, "squeezenet1_1")
-    extractor = torchvision_features("squeezenet1_1", path, **PLAIN)
-    np.testing.assert_allclose(features_of(extractor, batch_size=2), features_of(extractor), rtol=1e-4, atol=1e-5)
-    renamed = path.rename(tmp_path / "other.safetensors")
-    assert torchvision_features("squeezenet1_1", renamed, **PLAIN).name == extractor.name
-    save_file({name: tensor + 1 for name, tensor in read_weights(renamed).items()}, renamed)
-    assert torchvision_features("squeezenet1_1", renamed, **PLAIN).name != extractor.name
-    assert extractor.name.startswith("squeezenet1_1-")
-
-
-def test_images_are_resized_as_pillow_does():
-    soft = 64 + IMAGES[:1] // 2  # Pillow clips and rounds between its two passes
-    for size in (20, 100):
-        expected = np.asarray(Image.fromarray(soft[0]).resize((size, size), Image.Resampling.BICUBIC))
-        x = 255 * resized(soft, size)
-        assert np.abs(x[0].permute(1, 2, 0).numpy() - expected).max() < 1.5
-
-
-def test_clip_features_have_the_cosine_as_their_kernels_product():
-    embeddings = torch.nn.functional.normalize(torch.randn(5, 16, generator=torch.Generator().manual_seed(0)), dim=1)
-    extractor = clip_features(lambda images: embeddings[: len(images)], "0123456789abcdef")
-    features = features_of(extractor)
-    np.testing.assert_allclose(features @ features.T / 16, (embeddings @ embeddings.T).numpy(), rtol=1e-5, atol=1e-6)
-    assert extractor.name == "clip-0123456789ab"
-
-
-def test_images_reach_the_classifier_resized_and_in_its_own_pixels(tmp_path):
-    caffe = {"channels": "bgr", "scale": 255.0, "mean": [104.0, 117.0, 123.0], "std": [1.0, 2.0, 4.0]}
-    path = saved(tmp_path, "squeezenet1_1")
-    pixels = (255 * resized(IMAGES, 64).flip(1) - torch.tensor(caffe["mean"])[:, None, None]) / torch.tensor(caffe["std"])[:, None, None]
-    with torch.inference_mode():
-        expected = load_classifier("squeezenet1_1", path, section="here").features(pixels).mean(dim=(2, 3))
-    np.testing.assert_allclose(features_of(torchvision_features("squeezenet1_1", path, size=64, **caffe)), expected, rtol=1e-4, atol=1e-4)
+COLOURS = Extractor("squeezenet", "colours", mean_colours, {"weights": "colours"})
 
 
 def test_sources_read_and_change_single_batches():
-    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
-    source = ArrayImages(images)
-    mirrored = MappedImages(source, lambda batch: batch[:, :, ::-1])
-    assert len(source) == len(mirrored) == 5
-    np.testing.assert_array_equal(mirrored.images([4, 1]), images[[4, 1], :, ::-1])
-    np.testing.assert_array_equal(source.images(range(1, 3)), images[1:3])
+    mirrored = MappedImages(SOURCE, lambda batch: batch[:, :, ::-1])
+    assert len(SOURCE) == len(mirrored) == 40
+    np.testing.assert_array_equal(mirrored.images([4, 1]), IMAGES[[4, 1], :, ::-1])
+    np.testing.assert_array_equal(SOURCE.images(range(1, 3)), IMAGES[1:3])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16, 17, 64])
+def test_features_are_those_of_the_whole_whatever_the_batch_size(batch_size):
+    found = COLOURS.of(SOURCE, batch_size=batch_size, desc="noise")
+    np.testing.assert_array_equal(found, mean_colours(IMAGES))
+    assert found.dtype == np.float32
+
+
+def test_only_whole_passes_are_read_and_no_more_than_the_limit():
+    asked: list[int] = []
+
+    def watching(images: np.ndarray) -> np.ndarray:
+        asked.append(len(images))
+        return images
+
+    extractor, source = COLOURS, MappedImages(SOURCE, watching)
+    assert extractor.of(source, limit=35, batch_size=5, desc="").shape == (35, 3)
+    assert asked == [CHUNK, CHUNK, 35 - 2 * CHUNK]
+    assert (
+        len(extractor.of(source, limit=None, batch_size=64, desc="")) == len(extractor.of(source, limit=50, batch_size=64, desc="")) == 40
+    )
+
+
+def test_photos_are_limited_and_samples_are_not():
+    many = ArrayImages(np.zeros((MAX_PHOTOS + 1, 1, 1, 3), np.uint8))
+    sets = FeatureSets.extract(COLOURS, many, many, many, batch_size=4096)
+    assert (len(sets.samples), len(sets.held_out), len(sets.train)) == (MAX_PHOTOS + 1, MAX_PHOTOS, MAX_PHOTOS)
+
+
+def test_clip_features_have_the_cosine_as_their_kernels_product_and_the_bits_of_a_pass_of_fixed_length():
+    passes: list[int] = []
+
+    def encode_images(images: np.ndarray) -> torch.Tensor:
+        passes.append(len(images))
+        return torch.nn.functional.normalize(torch.from_numpy(images.reshape(len(images), -1)).float() + 1, dim=1)
+
+    extractor = clip_features(encode_images, "0123456789abcdef")
+    features = extractor.of(SOURCE, batch_size=8, desc="noise")
+    embeddings = encode_images(IMAGES).numpy()
+    np.testing.assert_allclose(features @ features.T / 48, embeddings @ embeddings.T, rtol=1e-5, atol=1e-6)
+    assert passes == [CHUNK] * 3 + [40]
+    assert (extractor.name, extractor.kernel) == ("clip-0123456789ab", "gaussian")
+
+
+KEY = {
+    "prompts": ["a cat", "a dog"],
+    "seeds": [0, 1],
+    "sampling": {"sampler": "ddim", "steps": 20},
+    "settings": {"num_neighbours": 3, "held_out": 100},
+    "code": {"darkroom.evaluation.distribution:kernel_distance": "aa", "darkroom.models.classifier:resized": "bb"},
+}
+HELD_OUT = SimpleNamespace(keys=["k1", "k2"], size=64)
+
+
+def key(held_out: SimpleNamespace = HELD_OUT, extractor: Extractor = COLOURS, **changes: object) -> str:
+    return eval_key(held_out, extractor, **KEY | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prompts": ["a cat", "a cow"]},
+        {"seeds": [0, 2]},
+        {"sampling": {"sampler": "ddim", "steps": 21}},
+        {"settings": {"num_neighbours": 5, "held_out": 100}},
+        {"settings": {"num_neighbours": 3, "held_out": 99}},
+        {"code": KEY["code"] | {"darkroom.evaluation.distribution:kernel_distance": "changed"}},
+        {"code": KEY["code"] | {"darkroom.models.classifier:resized": "changed"}},
+        {"held_out": SimpleNamespace(keys=["k1", "k3"], size=64)},
+        {"held_out": SimpleNamespace(keys=["k1", "k2"], size=32)},
+        {"extractor": Extractor("squeezenet", "colours", mean_colours, {"weights": "others"})},
+        {"extractor": Extractor("squeezenet", "colours", mean_colours, {"weights": "colours"}, kernel="gaussian")},
+    ],
+)
+def test_reports_with_another_extractor_photos_prompts_counts_or_code_of_a_metric_do_not_compare(changes):
+    assert key(**changes) != key()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"code": KEY["code"] | {"darkroom.evaluation.report:write_report": "cc"}},
+        {"code": KEY["code"] | {"darkroom.diffusion.samplers.ddim:ddim": "cc"}},
+        {"extractor": Extractor("squeezenet", "renamed", mean_colours, {"weights": "colours"})},
+    ],
+)
+def test_reports_compare_whatever_shows_them_or_draws_the_samples(changes):
+    assert key(**changes) == key()

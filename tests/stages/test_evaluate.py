@@ -122,7 +122,7 @@ def pixels(monkeypatch: pytest.MonkeyPatch) -> None:
         small = images.reshape(len(images), 4, 4, 4, 4, 3).mean(axis=(2, 4)) / 64 - 2
         return small.reshape(len(images), 48).astype(np.float32)
 
-    monkeypatch.setattr("stages.evaluate.make_extractor", lambda *_: Extractor("pixels", extract))
+    monkeypatch.setattr("stages.evaluate.make_extractor", lambda *_: Extractor("squeezenet", "pixels", extract))
 
 
 @pytest.mark.usefixtures("pixels")
@@ -319,14 +319,14 @@ def test_captions_that_are_no_toy_cats_give_a_report_without_adherence(tmp_path,
     assert not (root / "data" / "report" / "pictures" / "coats.png").exists()
 
 
-def test_distances_can_be_measured_in_the_features_of_a_local_classifier(project):
+def test_distances_can_be_measured_in_the_shipped_or_in_a_local_classifier(project):
     torch.manual_seed(0)
     weights = project / "squeezenet.safetensors"
     save_file(models.get_model("squeezenet1_1", weights=None).state_dict(), weights)
-    features = {"kind": "torchvision", "arch": "squeezenet1_1", "weights": str(weights), "side": 32}
-    metrics = evaluate(project, num_samples=8, features=features)
-    assert metrics["features"].startswith("squeezenet1_1-")
-    assert metrics["eval_key"] != evaluate(project, num_samples=8)["eval_key"]
+    local = {"kind": "torchvision", "arch": "squeezenet1_1", "weights": str(weights), "side": 32}
+    runs = [evaluate(project, num_samples=8, features=features) for features in ({"kind": "squeezenet"}, local, {"kind": "clip"})]
+    assert [metrics["features"].split("-")[0] for metrics in runs] == ["squeezenet1_0", "squeezenet1_1", "clip"]
+    assert len({metrics["eval_key"] for metrics in runs}) == 3
 
 
 def test_too_few_held_out_photos_for_the_neighbours_are_refused_and_leave_no_report(project):

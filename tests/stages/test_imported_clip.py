@@ -9,7 +9,7 @@ import torch
 
 from darkroom.config import FeatureParams
 from darkroom.evaluation.alignment import clip_metrics
-from darkroom.evaluation.features import make_extractor
+from darkroom.evaluation.extractors import make_extractor
 from darkroom.interchange.text_encoder import model_cfg
 from darkroom.models.clip import ClipTowers
 from darkroom.models.text_conditioning import TextConditioning
@@ -59,7 +59,7 @@ def test_a_text_encoder_alone_cannot_be_trained(imported: Path, tmp_path: Path) 
 
 def test_evaluation_in_features_of_a_tower_that_is_not_there_is_refused_before_anything_is_drawn(imported: Path) -> None:
     clip = ClipTowers.load(imported)
-    with pytest.raises(ValueError, match=r"no image encoder.*evaluate\.features\.kind: torchvision"):
+    with pytest.raises(ValueError, match=r"no image encoder.*evaluate\.features\.kind: squeezenet"):
         make_extractor(FeatureParams(kind="clip"), clip, "fingerprint", torch.device("cpu"))
 
 

@@ -16,9 +16,8 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
-from torchvision.models import squeezenet1_0
 
 from darkroom.cli import main as darkroom
 from darkroom.demo.toy_cats import draw_toy_cats
@@ -45,7 +44,6 @@ SMALL: dict[str, dict[str, Any]] = {  # what a preset is changed in, so that it 
         "num_samples": 4,
         "num_grid": 2,
         "sampling": SAMPLING,
-        "features": {"kind": "torchvision", "arch": "squeezenet1_0", "weights": "weights/squeezenet1_0.safetensors", "side": 64},
     },
 }
 
@@ -61,9 +59,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("sd15")
     make_pipeline("sd1").save_pretrained(root / "source")
     draw_toy_cats(root / "data" / "raw", num_cats=16, size=64, seed=0)
-    (root / "weights").mkdir()
-    torch.manual_seed(0)
-    save_file(squeezenet1_0().state_dict(), root / "weights" / "squeezenet1_0.safetensors")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DARKROOM_TRACKING", "off")
         patch.chdir(root)

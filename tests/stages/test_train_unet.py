@@ -20,6 +20,7 @@ from darkroom.training.diffusion_task import DiffusionTask
 from tests.tiny_run import make_project, run_stage, write_params
 
 LORA = {"rank": 2, "alpha": 6, "conv": True}
+KEPT = {"train_vae": {"init": "data/vae"}, "train_clip": {"mode": "pretrained", "pretrained": "data/clip"}}  # as init knows them
 DIFFERENT = {"block_out_channels": [32], "attention": [True], "layers_per_block": 3, "attention_head_dim": 8, "norm_num_groups": 2}
 
 
@@ -46,7 +47,7 @@ def workspace(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def finetune(root: Path, **changes: Any) -> None:
-    write_params(root / "params.yaml", train_unet={"init": "imported/unet"} | changes)
+    write_params(root / "params.yaml", **KEPT, train_unet={"init": "imported/unet"} | changes)
     run_stage("train_unet", root)
 
 

@@ -150,13 +150,8 @@ def test_the_objective_has_what_params_ask_for(tmp_path):
     assert VaeObjective.build(new_vae(), untrained, size=16).discriminator is None  # nothing is trained, so nothing is needed
 
 
-def test_a_real_classifier_gives_a_gradient_from_the_last_to_the_first_layer_of_the_decoder(shared):
-    weights = shared / "weights" / "squeezenet1_0.safetensors"
-    if not weights.is_file():
-        pytest.skip("there are no weights in ../shared")
-    look = {"weight": 1.0, "arch": "squeezenet1_0", "weights": str(weights), "layers": ["features.1", "features.4"]}
-    caffe = {"channels": "bgr", "scale": 255.0, "mean": [104.0, 117.0, 123.0], "std": [1.0, 1.0, 1.0]}
-    net = VaeObjective.build(new_vae(), vae_params(perceptual=look | caffe), size=32)
+def test_the_shipped_classifier_gives_a_gradient_from_the_last_to_the_first_layer_of_the_decoder():
+    net = VaeObjective.build(new_vae(), vae_params(perceptual={"weight": 0.1}), size=32)
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     reconstruction, _, _ = net.bound.vae(images, torch.zeros(2, 4, 16, 16))
     distance = net.perceptual(images, reconstruction).mean()

@@ -11,6 +11,7 @@ from darkroom.config import TrainVaeParams
 from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from darkroom.models.discriminator import PatchDiscriminator
 from darkroom.models.perceptual import PerceptualDistance
+from darkroom.param_groups import ClassifierPixels
 from darkroom.training.vae_objective import DecoderLikelihood, EvidenceBound, VaeObjective
 from darkroom.training.vae_task import VaeTask
 
@@ -55,7 +56,7 @@ class Features(nn.Module):
 
 
 def perceptual() -> PerceptualDistance:
-    return PerceptualDistance(Features(), channels="rgb", scale=1.0, mean=[0.5] * 3, std=[0.5] * 3)
+    return PerceptualDistance(Features(), ClassifierPixels(mean=[0.5] * 3, std=[0.5] * 3))
 
 
 def vae_params(**changes: object) -> TrainVaeParams:
