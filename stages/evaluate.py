@@ -74,7 +74,6 @@ def run(stage: Stage[EvaluateParams]) -> None:
         **demo.galleries,
         **photo_loss_galleries(losses, train),
     }
-    (out / "pictures").mkdir()
     for name, gallery in galleries.items():
         stage.tracker.log_image(name, write_gallery(out / "pictures" / f"{name}.png", gallery))
     story = Story(
@@ -87,8 +86,9 @@ def run(stage: Stage[EvaluateParams]) -> None:
         charts=loss_charts({name: stage.inputs[name] for name in ("clip", "vae", "unet")}),
         bands=band_charts(stage.inputs["unet"]),
     )
-    for page in write_report(out, story):
-        stage.tracker.log_artifact(page)
+    page, text = write_report(out, story)
+    stage.tracker.log_artifact(page)
+    stage.tracker.describe(text.read_text(encoding="utf-8"))
 
 
 def choose_sources(held_out: Sequence[str], train: set[str], num: int) -> list[int]:

@@ -340,12 +340,16 @@ class Recorder(NullTracker):
         self.metrics: dict[str, float] = {}
         self.images: dict[str, np.ndarray] = {}
         self.artifacts: list[str] = []
+        self.description = ""
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         self.metrics |= metrics
 
     def log_image(self, name: str, image: np.ndarray, step: int | None = None) -> None:
         self.images[name] = image
+
+    def describe(self, text: str) -> None:
+        self.description = text
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         assert path.is_file()
@@ -359,4 +363,5 @@ def test_numbers_pictures_and_the_page_go_to_the_tracker(project, monkeypatch):
     assert recorder.metrics == {name: metrics[name] for name in GLOSSARY | ADHERENCE}
     assert set(recorder.images) == {"samples", "nearest", "reconstructions", "coats", "worst", "worst_captions", "worst_photos"}
     assert all(image.dtype == np.uint8 for image in recorder.images.values())
-    assert recorder.artifacts == ["report.html", "report.md"]
+    assert recorder.artifacts == ["report.html"]
+    assert recorder.description == (project / "data" / "report" / "report.md").read_text()
