@@ -59,7 +59,7 @@ def run(stage: Stage[EvaluateParams]) -> None:
     identity = {"eval_key": key, "features": extractor.name, "unfit_because": measured.unfit_because}
     write_json(out / "metrics.json", values | identity | {"num_samples": params.num_samples})
     stage.content["report"] = identity
-    stage.tracker.log_metrics(values, step=0)
+    stage.tracker.log_metrics({metric.key: metric.value for metric in metrics}, step=0)
     write_photo_losses(out / "photo_losses.csv", measured.losses, train)
 
     shown = galleries(compared, measured, params.num_grid) | demo.galleries

@@ -235,6 +235,10 @@ class ImageShards:
     def captions(self) -> list[str]:
         return [self._reader.json(i)["caption"] for i in range(len(self))]
 
+    def source(self, i: int) -> str:
+        """The file of a photo, below data/raw."""
+        return str(self._reader.json(i)["source"])
+
     @cached_property
     def with_full_size(self) -> list[int]:
         """Indices of the photos that `full_images` can read: those with a larger picture, and those that are no larger themselves.
@@ -267,7 +271,3 @@ class ImageShards:
     def _decode(self, i: int, member: str) -> np.ndarray:
         with Image.open(io.BytesIO(self._reader.member(i, member))) as image:
             return np.asarray(image)
-
-    def source(self, i: int) -> str:
-        """The file of a photo, below data/raw."""
-        return str(self._reader.json(i)["source"])

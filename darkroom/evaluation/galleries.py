@@ -91,7 +91,7 @@ def nearest_gallery(samples: Images, prompts: Sequence[str], photos: Images, cop
 
 
 def write_gallery(path: Path, gallery: Gallery) -> Images:
-    """Write all images of a gallery as one PNG and return its pixels (H, W, 3).
+    """Write all images of a gallery as one PNG in a folder, which is made if it is missing, and return its pixels (H, W, 3).
 
     A tile is a row of its own if tiles hold many images; otherwise a row holds as many tiles as fit.
     """
@@ -100,5 +100,6 @@ def write_gallery(path: Path, gallery: Gallery) -> Images:
     images = np.concatenate([part for tile in gallery.tiles for part in (tile.images, *[blank] * (widest - len(tile.images)))])
     columns = min(COLUMNS // widest * widest, len(images))
     grid = picture_grid(images, columns)
+    path.parent.mkdir(exist_ok=True)
     Image.fromarray(grid).save(path)
     return grid

@@ -44,6 +44,12 @@ class Metric:
     chance: float | None
 
     @property
+    def numbers(self) -> dict[str, float]:
+        """The value and its companions under their names in metrics.json."""
+        companions = {f"{self.key}_{name}": getattr(self, name) for name in COMPANIONS}
+        return {self.key: self.value} | {key: value for key, value in companions.items() if value is not None}
+
+    @property
     def in_words(self) -> str:
         """The value with its standard error, or else with its interval."""
         text = format_number(self.value)
@@ -136,7 +142,8 @@ def explain(measured: Mapping[str, float], glossary: Mapping[str, Entry] = GLOSS
 
 
 def _metric(key: str, entry: Entry, measured: Mapping[str, float]) -> Metric:
-    found = {companion: measured.get(f"{key}_{companion}") for companion in COMPANIONS}
+    numbers = {companion: measured.get(f"{key}_{companion}", math.nan) for companion in COMPANIONS}
+    found = {companion: number if math.isfinite(number) else None for companion, number in numbers.items()}
     constants = {"photos": entry.photos, "chance": entry.chance}
     found |= {companion: value for companion, value in constants.items() if isinstance(value, float)}
     return Metric(key, measured[key], entry, **found)

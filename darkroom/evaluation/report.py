@@ -21,7 +21,7 @@ FINGERPRINT_CHARACTERS = 12
 TRAINED = ("clip", "vae", "unet")
 
 
-def write_report(folder: Path, story: Story) -> list[Path]:
+def write_report(folder: Path, story: Story) -> tuple[Path, Path]:
     """Write report.html and report.md, which are returned: a self-contained page without scripts, and its text; all texts are escaped."""
     charts = {
         "Training curves": {name: Markup(svg) for name, svg in story.charts.items()},
@@ -31,7 +31,7 @@ def write_report(folder: Path, story: Story) -> list[Path]:
     page, text = folder / "report.html", folder / "report.md"
     write_page(page, "report.html.j2", title=TITLE, story=story, bars=bars, charts=charts, compared=compared(story))
     text.write_text("\n".join(_lines(story)) + "\n", encoding="utf-8")
-    return [page, text]
+    return page, text
 
 
 def _bar(metric: Metric) -> tuple[float, float, float] | None:

@@ -40,3 +40,14 @@ def test_a_metric_gets_its_companions_measured_or_known():
         None,
         5.0,
     )
+
+
+def test_a_companion_that_is_no_number_is_unknown():
+    (metric,) = explain({"kid": 1.0, "kid_chance": float("nan")}, {"kid": Entry("KID", "", "", "lower")})
+    assert metric.chance is None
+    assert metric.numbers == {"kid": 1.0}
+
+
+def test_a_metric_goes_to_the_file_with_the_companions_that_are_known():
+    (metric,) = explain({"psnr": 20.0, "psnr_low": 19.0}, {"psnr": Entry("PSNR", "", "", "higher", photos="No limit.", chance=5.0)})
+    assert metric.numbers == {"psnr": 20.0, "psnr_low": 19.0, "psnr_chance": 5.0}

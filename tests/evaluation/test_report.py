@@ -11,11 +11,12 @@ from PIL import Image
 
 from darkroom.config import EvaluateParams
 from darkroom.data.shards import ImageShards
+from darkroom.evaluation.canaries import Canary
 from darkroom.evaluation.charts import curve_svg
 from darkroom.evaluation.galleries import Gallery, Tile
-from darkroom.evaluation.glossary import GLOSSARY, Entry, explain
+from darkroom.evaluation.glossary import Entry, explain
 from darkroom.evaluation.report import report_facts, write_report
-from darkroom.evaluation.story import Canary, Champion, Funnel, FunnelStep, Story
+from darkroom.evaluation.story import Champion, Funnel, FunnelStep, Story
 from darkroom.params_file import load_params
 from darkroom.pixels import picture_grid
 from darkroom.provenance import read_index
@@ -202,28 +203,3 @@ def test_facts_name_data_parameters_lineage_and_cost(shards):
     assert facts["Cost"]["Pictures measured"] == "32"
     assert facts["Cost"]["train_unet"] == f"30 steps of 8: {240 / len(train):.1f} times each photo; 3.0 MiB of weights"
     assert facts["Cost"]["train_clip"] == facts["Cost"]["train_vae"] == "not trained here; 3.0 MiB of weights"
-
-
-@pytest.mark.parametrize("key", GLOSSARY)
-def test_every_metric_stands_in_the_tables_of_its_page(key):
-    page = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text(encoding="utf-8")
-    names = [cell for line in page.splitlines() if line.startswith("| `") for cell in re.findall(r"`(\w+)`", line.split(" | ")[0])]
-    assert key in names or any(name.startswith("_") and key.endswith(name) for name in names)  # `clip_score` and its `_photos`
-
-
-def test_a_metric_without_a_sentence_of_meaning_is_refused():
-    with pytest.raises(AssertionError, match=r"'invented'. without a sentence"):
-        explain({"kid": 0.1, "invented": 1.0})
-
-
-def test_a_metric_gets_its_companions_measured_or_known():
-    glossary = {"psnr": Entry("PSNR", "Exactness.", "Blur.", "higher", photos="No limit.", chance=5.0)}
-    (metric,) = explain({"psnr": 20.0, "psnr_low": 19.0, "psnr_standard_error": 0.5}, glossary)
-    assert (metric.value, metric.low, metric.high, metric.standard_error, metric.photos, metric.chance) == (
-        20.0,
-        19.0,
-        None,
-        0.5,
-        None,
-        5.0,
-    )

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from darkroom.evaluation.canaries import Canary
 from darkroom.evaluation.charts import curve_svg
 from darkroom.evaluation.features import ArrayImages
 from darkroom.evaluation.galleries import Gallery, Tile, comparison_gallery, reconstruction_gallery, sample_gallery
 from darkroom.evaluation.glossary import COMPANIONS, GLOSSARY, explain
 from darkroom.evaluation.report import write_report
-from darkroom.evaluation.story import Canary, Champion, Funnel, FunnelStep, Story
+from darkroom.evaluation.story import Champion, Funnel, FunnelStep, Story
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LONG = "a sitting purple cat with golden eyes, wearing a yellow hat and a red scarf, with a ball on a rainy beach at sunset"
