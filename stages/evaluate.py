@@ -78,8 +78,9 @@ def run(stage: Stage[EvaluateParams]) -> None:
         charts=loss_charts({name: stage.inputs[name] for name in ("clip", "vae", "unet")}),
         bands=band_charts(stage.inputs["unet"]),
     )
-    for page in write_report(out, story):
-        stage.tracker.log_artifact(page)
+    page, text = write_report(out, story)
+    stage.tracker.log_artifact(page)
+    stage.tracker.describe(text.read_text(encoding="utf-8"))
 
 
 def draw(stage: Stage[EvaluateParams], model: TextToImage, prompts: Sequence[str], seeds: Sequence[int]) -> DrawnSamples:
