@@ -1,11 +1,15 @@
 """Defaults of device and precision."""
 
+import os
+
 import torch
 
 
 def best_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
+    """The accelerator if there is one, else the CPU. Each of several processes of a machine has an accelerator of its own."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if found and (local_rank := os.environ.get("LOCAL_RANK")):
+        return torch.device(found.type, int(local_rank))
     return found or torch.device("cpu")
 
 

@@ -40,7 +40,7 @@ class ClipModel(Section):
 
 class VaeModel(Section):
     latent_channels: PositiveInt = Field(4, description="Channels of the latents")
-    block_out_channels: list[int] = Field(
+    block_out_channels: list[PositiveInt] = Field(
         [32, 64, 64], min_length=1, description="Channels per resolution; each one after the first halves the side"
     )
     layers_per_block: PositiveInt = Field(1, description="Residual blocks per resolution")
@@ -82,7 +82,7 @@ class AdversarialParams(Section):
 
 
 class UnetModel(Section):
-    block_out_channels: list[int] = Field([64, 128], min_length=1, description="Channels per resolution of the latents")
+    block_out_channels: list[PositiveInt] = Field([64, 128], min_length=1, description="Channels per resolution of the latents")
     attention: list[bool] = Field([True, True], min_length=1, description="Cross-attention to the caption, per resolution")
     layers_per_block: PositiveInt = Field(1, description="Residual blocks per resolution")
     attention_head_dim: PositiveInt = Field(32, description="Channels per attention head")

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from darkroom.agreement import disagreements
 from darkroom.config import SECTIONS
 from darkroom.param_groups import Section
 
@@ -115,7 +116,7 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 def checked(content: Mapping[str, Any], path: Path) -> dict[str, Section]:
     """
     Raises:
-        ValueError: values out of range, all of them in one message.
+        ValueError: values out of range, or that do not agree with each other; all of them in one message.
     """
     problems: list[str] = []
     sections: dict[str, Section] = {}
@@ -124,8 +125,8 @@ def checked(content: Mapping[str, Any], path: Path) -> dict[str, Section]:
             sections[name] = section.model_validate(content[name])
         except ValidationError as error:
             problems += [_sentence(item, prefix=name) for item in error.errors()]
-    if problems:
-        raise ValueError(f"{path}: " + "; ".join(problems))
+    if problems := problems or disagreements(sections):
+        raise ValueError(f"{path}: {'; '.join(problems)}.")
     return sections
 
 
@@ -144,9 +145,15 @@ def _refuse_unknown_keys(content: Mapping[str, Any], path: Path, known: Mapping[
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
             hint = f"did you mean `{prefix}{near[0]}`?" if near else f"known here: {', '.join(known)}."
-            raise ValueError(f"{path}: `{prefix}{key}` is not a parameter; {hint}")
+            raise ValueError(f"{path}: `{prefix}{key}` is not a {'parameter' if prefix else 'section'}; {hint}{_elsewhere(key, prefix)}")
         if isinstance(value, Mapping) and (inner := inner_section(known[key])):
             _refuse_unknown_keys(value, path, inner.model_fields, prefix=f"{prefix}{key}.")
+
+
+def _elsewhere(key: str, prefix: str) -> str:
+    """Where a parameter belongs that stands in the wrong section, or in none."""
+    places = [name for name, section in SECTIONS.items() if f"{name}." != prefix and key in section.model_fields]
+    return f" `{key}` is a parameter of {' and '.join(places)}." if places else ""
 
 
 def _missing_keys(content: Mapping[str, Any], known: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -8,7 +8,8 @@ tree. An edit of one of them re-runs the stage. These edits re-run nothing, beca
   call itself (so the text of a user error must never become part of an output);
 - the fields of parameter sections (`PARAMETERS`): their values stand in params.yaml, which DVC compares by itself, and a stage reaches
   no other section than its own;
-- modules that only watch (`WATCHING`): they record, show progress or draw previews, and shape no output.
+- modules that only watch (`WATCHING`): they refuse parameters, record, show progress, draw previews or find a model (whose fingerprint is
+  in the key of checkpoints and in the output), and shape no output.
 
 The walk takes too much rather than too little: every name in a definition counts as a use of the global of that name.
 """
@@ -22,13 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import darkroom
+from darkroom.ending import stoppable
 from darkroom.provenance import hash_json, replacing, write_json
 
 ROOT = Path(darkroom.__file__).resolve().parents[1]
 PACKAGES = ("darkroom", "stages")
 PARAMETERS, SECTIONS = ("darkroom.config", "darkroom.param_groups"), "SECTIONS"
 WATCHING = (
-    *("darkroom.previews", "darkroom.progress", "darkroom.source_code", "darkroom.tracking"),
+    *("darkroom.agreement", "darkroom.ending", "darkroom.open_model", "darkroom.previews", "darkroom.progress"),
+    *("darkroom.source_code", "darkroom.tracking"),
     *(f"darkroom.tracking.{name}" for name in ("mlflow_tracker", "runs", "store", "tracker")),
 )
 CONTRACT = "STAGE"  # of the file of a stage: what its command runs
@@ -286,7 +289,8 @@ def main() -> None:
         prog="python -m darkroom.source_code", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path, help="folder for one JSON file per stage")
-    with replacing(parser.parse_args().out) as folder:
+    out = parser.parse_args().out
+    with stoppable("darkroom.source_code: interrupted. No incomplete folder was left."), replacing(out) as folder:
         folder.mkdir()
         for name in stage_names():
             write_json(folder / f"{name}.json", code_identity(name))

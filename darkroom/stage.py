@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from darkroom.config import Section
+from darkroom.ending import stoppable
 from darkroom.params_file import load_params
 from darkroom.provenance import check_lineage, hash_json, read_index, replacing, write_index, write_json
 from darkroom.source_code import code_identity
@@ -51,7 +52,7 @@ class Contract(Generic[P]):
     writes: tuple[str, ...]
 
     def main(self) -> None:
-        """The command `python -m stages.<name>`: exit status 0 only if every output is in place."""
+        """The command `python -m stages.<name>`: exit status 0 only if every output is in place, 130 after Ctrl-C."""
         doc = sys.modules["__main__"].__doc__ or ""
         parser = argparse.ArgumentParser(
             prog=f"python -m stages.{self.name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -63,7 +64,8 @@ class Contract(Generic[P]):
         logging.getLogger("darkroom").setLevel(logging.INFO)
         logging.getLogger("__main__").setLevel(logging.INFO)
         try:
-            self.execute(params_file=arguments.params, data=arguments.data)
+            with stoppable(f"{self.name}: interrupted. No incomplete output was left; the same command starts again."):
+                self.execute(params_file=arguments.params, data=arguments.data)
         except ValueError as error:
             sys.exit(f"{self.name}: {error}")
         except OSError as error:

@@ -32,14 +32,18 @@ class ProgressBar:
 def publish(root: Path, table: list[dict[str, str]]) -> None:
     """Create the artifacts `stages` (a table) and `report` (markdown) of the running flow."""
     create_table_artifact(key="stages", table=table, description="State of each stage")
-    create_markdown_artifact(key="report", markdown=markdown(root), description="Metrics and graph")
+    create_markdown_artifact(key="report", markdown=markdown(root), description="The evaluation, the change of the metrics, and the graph")
 
 
 def markdown(root: Path) -> str:
-    """The change of the metrics since the last commit (outside git: their values), and the graph as mermaid."""
+    """The texts of the reports below data/, the change of the metrics since the last commit (outside git: their values), and the graph.
+
+    A report.md is written by the stage that measures; its pictures stay in the report.html beside it.
+    """
+    told = [f"{path.read_text(encoding='utf-8')}\nThe folder: `{path.parent}`\n\n" for path in sorted((root / "data").glob("*/report.md"))]
     change = _dvc(root, "metrics", "diff", "--all", "--md")
     metrics = f"## Metrics since the last commit\n\n{change}" if change else f"## Metrics\n\n{_dvc(root, 'metrics', 'show', '--md')}"
-    return f"{metrics}\n\n## Graph\n\n```mermaid\n{_dvc(root, 'dag', '--mermaid')}\n```\n"
+    return f"{''.join(told)}{metrics}\n\n## Graph\n\n```mermaid\n{_dvc(root, 'dag', '--mermaid')}\n```\n"
 
 
 def _dvc(root: Path, *arguments: str) -> str:

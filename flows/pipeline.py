@@ -17,6 +17,7 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import BaseModel, ConfigDict, Field
 
+from darkroom.ending import stoppable
 from flows import graph, words
 from flows.artifacts import ProgressBar, publish
 from flows.processes import CommandError, Running, lines
@@ -138,13 +139,12 @@ def main() -> None:
     params = RunParams(**vars(parser.parse_args()))
     signal.signal(signal.SIGTERM, _interrupt)  # like Ctrl-C: no process may stay
     try:
-        graph.load(Path.cwd(), params.targets)  # finds mistakes before Prefect starts
-        with prefect_api():
-            state = pipeline(params, return_state=True)
+        with stoppable("Interrupted. The same command resumes from the last checkpoints."):
+            graph.load(Path.cwd(), params.targets)  # finds mistakes before Prefect starts
+            with prefect_api():
+                state = pipeline(params, return_state=True)
     except ValueError as error:
         sys.exit(f"flows.pipeline: {error}")
-    except KeyboardInterrupt:
-        sys.exit("Interrupted. The same command resumes from the last checkpoints.")
     if not state.is_completed():
         sys.exit(f"\n{state.message}")
 

@@ -54,6 +54,8 @@ def main() -> None:
     parser.add_argument("--prefect-port", type=int, metavar="PORT", help="default: 4200, or a free port if that is in use")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _interrupt)
     running = Running()
     try:
         serve(arguments.mlflow_port, arguments.prefect_port, running)

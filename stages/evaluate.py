@@ -1,10 +1,11 @@
 """evaluate: samples from held-out captions, compared with held-out photos.
 
-Reads data/shards, data/vae, data/clip, data/unet. Writes data/report: metrics.json, report.html (one file, works offline)
-and pictures/. Distances are in the features of a named extractor; docs/evaluate.md explains each metric.
+Reads data/shards, data/vae, data/clip, data/unet. Writes data/report: metrics.json, report.html (one file, works offline), report.md,
+photo_losses.csv and pictures/. Distances are in the features of a named extractor; docs/evaluate.md explains each metric.
 """
 
 import math
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,20 +13,20 @@ import numpy as np
 from darkroom.config import EvaluateParams
 from darkroom.data.shards import ImageShards
 from darkroom.demo.adherence import measure_adherence
-from darkroom.diffusion.denoiser import Denoise, make_denoiser
-from darkroom.diffusion.guidance import classifier_free
-from darkroom.evaluation.alignment import clip_metrics
-from darkroom.evaluation.distribution import distance_metrics
+from darkroom.evaluation.charts import band_charts, loss_charts
+from darkroom.evaluation.drawn import DrawnSamples, draw_samples
 from darkroom.evaluation.extractors import make_extractor
-from darkroom.evaluation.features import ArrayImages, FeatureSets
-from darkroom.evaluation.galleries import report_galleries, write_gallery
+from darkroom.evaluation.features import eval_key
+from darkroom.evaluation.galleries import write_gallery
 from darkroom.evaluation.glossary import explain
-from darkroom.evaluation.likelihood import PhotoModel, PixelLikelihood, likelihood_metrics
-from darkroom.evaluation.neighbours import memorization
-from darkroom.evaluation.reconstruction import reconstruct, reconstruction_metrics
-from darkroom.evaluation.report import loss_charts, report_facts, write_report
-from darkroom.provenance import hash_json, write_json
+from darkroom.evaluation.likelihood import PixelLikelihood
+from darkroom.evaluation.measure import Comparison, Networks, galleries, measure
+from darkroom.evaluation.photo_losses import write_photo_losses
+from darkroom.evaluation.report import report_facts, write_report
+from darkroom.evaluation.story import Story, tell_verdict
+from darkroom.provenance import write_json
 from darkroom.sampling.text_to_image import TextToImage
+from darkroom.source_code import code_identity
 from darkroom.stage import Contract, Stage
 
 
@@ -37,67 +38,66 @@ def run(stage: Stage[EvaluateParams]) -> None:
     sources = choose_sources(held_out.captions, set(train.captions), params.num_samples)
     prompts = [held_out.captions[row] for row in sources]
     seeds = [params.seed + index for index in range(params.num_samples)]
-    sampling, batch_size = params.sampling.model_dump(), params.batch_size
-    samples = model.sample(prompts, seeds=seeds, **sampling, batch_size=batch_size, show_progress=True)
-
-    rows = np.array(sources)
-    features = FeatureSets.extract(extractor, ArrayImages(samples), held_out, train, batch_size=batch_size)
-    copies = memorization(features.samples, features.train, features.held_out, rows)
-    photos, decoded = reconstruct(model.vae, held_out, batch_size=batch_size, device=model.device)
-    demo = measure_adherence(prompts, samples, held_out.captions[: len(photos)], photos)
-    measured = {
-        **distance_metrics(features, sources=rows, num_neighbours=params.num_neighbours),
-        **clip_metrics(model.clip, samples, prompts, held_out, batch_size=batch_size),
-        **bound_likelihood(model, PixelLikelihood.load(stage.inputs["vae"]), held_out, params),
-        **{f"reconstruction_{name}": value for name, value in reconstruction_metrics(photos, decoded).items()},
-        "copied_fraction": copies.copied_fraction,
-    }
-    metrics = [*demo.metrics, *explain(measured)]
-    values = {metric.key: metric.value for metric in metrics}
-    setting = {"photos": held_out.keys, "size": held_out.size, "prompts": prompts, "seeds": seeds, "features": extractor.name}
-    identity = {"eval_key": hash_json(setting | sampling), "features": extractor.name}
+    samples = draw(stage, model, prompts, seeds)
+    if not stage.is_main:
+        return
+    compared = Comparison(samples, prompts, np.array(sources), train, held_out)
+    pixels, dims = PixelLikelihood.load(stage.inputs["vae"]), math.prod(model.latent_shape)
+    measured = measure(compared, Networks(model.vae, pixels, model.unet, model.clip, model.config, dims), extractor, params)
+    demo = measure_adherence(prompts, samples, held_out.captions, held_out)
+    metrics = [*demo.metrics, *explain(measured.values)]
+    values = {key: value for metric in metrics for key, value in metric.numbers.items()}
+    key = eval_key(
+        held_out,
+        extractor,
+        prompts=prompts,
+        seeds=seeds,
+        sampling=params.sampling.model_dump(),
+        settings=params.model_dump(include={"num_neighbours", "recognised"}) | {"num_train": len(train)},
+        code=code_identity(stage.name),
+    )
+    identity = {"eval_key": key, "features": extractor.name, "unfit_because": measured.unfit_because}
     write_json(out / "metrics.json", values | identity | {"num_samples": params.num_samples})
     stage.content["report"] = identity
-    stage.tracker.log_metrics(values, step=0)
+    stage.tracker.log_metrics({metric.key: metric.value for metric in metrics}, step=0)
+    write_photo_losses(out / "photo_losses.csv", measured.losses, train)
 
+    shown = galleries(compared, measured, params.num_grid) | demo.galleries
     (out / "pictures").mkdir()
-    galleries = report_galleries(samples, prompts, copies, train, photos, decoded, params.num_grid) | demo.galleries
-    for name, gallery in galleries.items():
+    for name, gallery in shown.items():
         stage.tracker.log_image(name, write_gallery(out / "pictures" / f"{name}.png", gallery))
-    write_report(
-        out / "report.html",
-        title="Evaluation of the model",
+    story = Story(
+        verdict=tell_verdict(metrics, unfit_because=measured.unfit_because),
+        samples=shown.pop("samples"),
+        worst=shown.pop("worst", None),
         metrics=metrics,
-        facts=report_facts(params, identity, prompts, train, held_out),
-        galleries=list(galleries.values()),
+        funnel=measured.funnel,
+        galleries=list(shown.values()),
+        canaries=measured.fitness.canaries,
+        facts=report_facts(params, identity, prompts, train, held_out, stage.indexes),
         charts=loss_charts({name: stage.inputs[name] for name in ("clip", "vae", "unet")}),
+        bands=band_charts(stage.inputs["unet"]),
     )
-    stage.tracker.log_artifact(out / "report.html")
+    page, text = write_report(out, story)
+    stage.tracker.log_artifact(page)
+    stage.tracker.describe(text.read_text(encoding="utf-8"))
+
+
+def draw(stage: Stage[EvaluateParams], model: TextToImage, prompts: Sequence[str], seeds: Sequence[int]) -> DrawnSamples:
+    """One sample for each prompt, drawn by all processes into a file beside the checkpoints, where they survive a kill."""
+
+    def sample(some: Sequence[str], their_seeds: Sequence[int]) -> np.ndarray:
+        return model.sample(some, seeds=their_seeds, **stage.params.sampling.model_dump(), batch_size=stage.params.batch_size)
+
+    rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    path, batch_size = stage.scratch / "samples", stage.params.batch_size
+    return draw_samples(sample, prompts, seeds, path, size=model.size, batch_size=batch_size, rank=rank, world=world)
 
 
 def choose_sources(held_out: Sequence[str], train: set[str], num: int) -> list[int]:
     """Rows of held-out captions, starting with captions that no training photo has; rows repeat if `num` is larger."""
     ordered = sorted(range(len(held_out)), key=lambda row: held_out[row] in train)
     return [ordered[index % len(ordered)] for index in range(num)]
-
-
-def bound_likelihood(model: TextToImage, pixels: PixelLikelihood, held_out: ImageShards, params: EvaluateParams) -> dict[str, float]:
-    """Bounds on the likelihood of held-out photos given their captions, without guidance."""
-
-    def denoiser_for(captions: Sequence[str]) -> Denoise:
-        context = model.clip.encode_tokens(model.clip.tokenize(captions).to(model.device))
-        net = classifier_free(model.unet, context, context, scale=1)
-        return make_denoiser(net, model.config.schedule, model.config.prediction)
-
-    return likelihood_metrics(
-        PhotoModel(model.vae, pixels, model.config.schedule),
-        denoiser_for,
-        held_out,
-        latent_dims=math.prod(model.latent_shape),
-        seed=params.seed,
-        batch_size=params.batch_size,
-        device=model.device,
-    )
 
 
 STAGE = Contract("evaluate", run, reads=("shards", "vae", "clip", "unet"), writes=("report",))

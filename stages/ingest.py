@@ -12,7 +12,8 @@ from typing import Any
 from darkroom.config import IngestParams
 from darkroom.data.doctor import Accepted, Findings, check_usable, examine, facts, remarks
 from darkroom.data.doctor_page import shown, write_findings
-from darkroom.data.shards import IMAGE_MEMBERS, Sample, Spool, split_by_hash, write_spooled
+from darkroom.data.picture import Picture
+from darkroom.data.shards import FULL_MEMBER, IMAGE_MEMBERS, Sample, Spool, split_by_hash, write_spooled
 from darkroom.provenance import canonical_json, hash_json
 from darkroom.stage import Contract, Stage
 
@@ -39,7 +40,7 @@ def run(stage: Stage[IngestParams]) -> None:
     _track(stage, findings, stage.outs["doctor"])
 
 
-def to_sample(photo: Accepted, picture: bytes, member: str) -> Sample:
+def to_sample(photo: Accepted, picture: Picture, member: str) -> Sample:
     fields = {
         "caption": photo.caption.text,
         "caption_source": photo.caption.source,
@@ -48,7 +49,10 @@ def to_sample(photo: Accepted, picture: bytes, member: str) -> Sample:
         "width": photo.width,
         "height": photo.height,
     }
-    return {"__key__": photo.sha256, member: picture, "json": canonical_json(fields).encode()}
+    sample: dict[str, str | bytes] = {"__key__": photo.sha256, member: picture.encoded, "json": canonical_json(fields).encode()}
+    if picture.full:
+        sample[FULL_MEMBER] = picture.full
+    return sample
 
 
 def describe(findings: Findings, params: IngestParams, tables: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -177,8 +177,13 @@ def test_files_and_functions_are_small_and_have_a_noun_for_a_name(path: Path) ->
 
 
 @pytest.mark.parametrize("package", OURS)
-def test_a_package_has_nothing_but_a_docstring_and_a_version(package: str) -> None:
-    for node in TREES[package].body:
+def test_a_package_has_nothing_but_a_docstring_a_version_and_how_its_commands_end(package: str) -> None:
+    *others, imported_sys, ending = TREES[package].body
+    assert ast.unparse(imported_sys) == "import sys"
+    assert isinstance(ending, ast.If)
+    assert ast.unparse(ending.test).startswith("sys.argv[0] == '-m'")
+    assert [ast.unparse(node) for node in ending.body] == ["from darkroom.ending import end_in_one_line", "end_in_one_line()"]
+    for node in others:
         is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         is_version = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__"
         assert is_docstring or is_version

@@ -126,7 +126,16 @@ def test_a_key_that_resembles_none_gets_the_list(tmp_path: Path, content: dict[s
 
 def test_a_misspelt_section_is_refused_with_the_nearest_one(tmp_path: Path, content: dict[str, Any]) -> None:
     content["train_uned"] = content.pop("train_unet")
-    assert "`train_uned` is not a parameter; did you mean `train_unet`?" in refused(tmp_path, content)
+    assert "`train_uned` is not a section; did you mean `train_unet`?" in refused(tmp_path, content)
+
+
+def test_a_parameter_outside_its_section_is_told_where_it_belongs(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["side"] = 64
+    assert "`side` is not a section; known here: ingest, " in refused(tmp_path, content)
+    assert refused(tmp_path, content).endswith(" `side` is a parameter of ingest.")
+    content["evaluate"]["caption_dropout"] = content.pop("side")
+    assert "`evaluate.caption_dropout` is not a parameter; " in refused(tmp_path, content)
+    assert refused(tmp_path, content).endswith(" `caption_dropout` is a parameter of train_unet.")
 
 
 def test_a_missing_section_or_key_is_named(tmp_path: Path, content: dict[str, Any]) -> None:
@@ -240,6 +249,8 @@ def test_lora_needs_a_unet_to_adapt(tmp_path: Path, content: dict[str, Any]) -> 
     content["train_unet"]["lora"] = {"rank": 4, "alpha": 4, "conv": False}
     assert "lora.rank above 0 adapts a trained U-Net: name its folder in `init`" in refused(tmp_path, content)
     content["train_unet"]["init"] = "imported/unet"
+    content["train_vae"]["init"] = "imported/vae"
+    content["train_clip"] |= {"mode": "pretrained", "pretrained": "imported/clip"}
     assert load_params(write(tmp_path, content))
 
 

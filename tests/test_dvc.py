@@ -36,10 +36,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(root: Path, *command: str) -> str:
-    own = {"DARKROOM_TRACKING": "off", "DVC_NO_ANALYTICS": "1", "GIT_CONFIG_GLOBAL": os.devnull, "PYTHONPATH": str(root)}
-    ended = subprocess.run(command, cwd=root, env=os.environ | own, capture_output=True, text=True, check=False)
+    ended = subprocess.run(command, cwd=root, env=environment(root), capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
+
+
+def environment(root: Path) -> dict[str, str]:
+    own = {"DARKROOM_TRACKING": "off", "DVC_NO_ANALYTICS": "1", "GIT_CONFIG_GLOBAL": os.devnull, "PYTHONPATH": str(root)}
+    return os.environ | own
 
 
 def dvc(root: Path, *arguments: str) -> str:
@@ -50,6 +54,21 @@ def ran(root: Path, *arguments: str) -> list[str]:
     """The stages that `dvc repro` runs."""
     lines = dvc(root, *(arguments or ("repro",))).splitlines()
     return [line.split("'")[1] for line in lines if line.startswith("Running stage ")]
+
+
+def outputs(root: Path) -> set[str]:
+    """What the stages have left in data/, but for the code identities, which cost nothing."""
+    return {str(path.relative_to(root)) for path in (root / "data").rglob("*") if path.is_file() and "code" not in path.parts}
+
+
+def refused(root: Path) -> str:
+    """What a `dvc repro` that must fail says."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "dvc", "repro"], cwd=root, env=environment(root), capture_output=True, text=True, check=False
+    )
+    assert ended.returncode != 0, ended.stdout
+    assert "Traceback" not in ended.stdout + ended.stderr
+    return ended.stdout + ended.stderr
 
 
 def commit(root: Path) -> None:
@@ -68,6 +87,61 @@ def test_nothing_is_run_again_for_what_only_people_read(project: Path) -> None:
     assert ran(project) == ["code"]
     edit(project, "training/losses.py", "return nats.flatten(1).sum(1)", "return nats.flatten(1).sum(1)  # nats")
     assert ran(project) == ["code"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "caption_dropout:",
+            "caption_droput:",
+            "`train_unet.caption_droput` is not a parameter; did you mean `train_unet.caption_dropout`?",
+        ),
+        ("side: 16", "side: 15", "`ingest.side` is 15: it must be greater than or equal to 16"),
+        ("side: 16", "side: 18", "`ingest.side` is 18, so that the latents are 9 wide, but `train_unet.model.block_out_channels` halves"),
+        ("evaluate:", "evaluat:", "`evaluat` is not a section; did you mean `evaluate`?"),
+    ],
+)
+def test_a_mistake_in_the_parameters_leaves_what_the_last_run_made(project: Path, old: str, new: str, message: str) -> None:
+    """DVC removes the outputs of a stage before it starts the stage."""
+    before, params = outputs(project), project / "params.yaml"
+    text = params.read_text(encoding="utf-8")
+    assert text.count(old) >= 1
+    params.write_text(text.replace(old, new, 1), encoding="utf-8")
+    try:
+        assert message in refused(project)
+        assert outputs(project) == before
+    finally:
+        params.write_text(text, encoding="utf-8")
+    assert ran(project) == ["code"]
+
+
+@pytest.mark.parametrize("content", ["", "ingest: [1\n"])
+def test_a_broken_file_of_parameters_leaves_what_the_last_run_made(project: Path, content: str) -> None:
+    """As the shell leaves it, if `darkroom params` refuses the preset in `darkroom params PRSET > params.yaml`."""
+    before, params = outputs(project), project / "params.yaml"
+    text = params.read_text(encoding="utf-8")
+    params.write_text(content, encoding="utf-8")
+    try:
+        refused(project)
+        assert outputs(project) == before
+    finally:
+        params.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_missing_photos_leave_what_the_last_run_made(project: Path, tracked: bool) -> None:
+    before, raw, file = outputs(project), project / "data" / "raw", project / "data" / "raw.dvc"
+    raw.rename(project / "elsewhere")
+    pointer = file.read_text(encoding="utf-8")
+    if not tracked:
+        file.unlink()
+    try:
+        assert ("data/raw holds no photos" in refused(project)) != tracked
+        assert {name for name in before if "raw" not in name} <= outputs(project)
+    finally:
+        (project / "elsewhere").rename(raw)
+        file.write_text(pointer, encoding="utf-8")
 
 
 def test_an_edit_reruns_its_stages_and_equal_bytes_end_it_there(project: Path) -> None:

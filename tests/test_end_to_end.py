@@ -10,6 +10,8 @@ import open_clip
 import pytest
 import torch
 
+from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from darkroom.models.weights import save_model
 from darkroom.provenance import hash_file, read_index
 from darkroom.sampling.text_to_image import TextToImage
 from tests.tiny_run import STAGES, make_project, run_stage, write_params
@@ -140,14 +142,9 @@ def test_nothing_to_use_as_it_is_is_refused(workspace):
 
 
 def test_a_vae_with_more_levels_than_the_pictures_divide_into_is_refused(workspace):
-    model = {
-        "latent_channels": 4,
-        "block_out_channels": [8] * 6,
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-        "mid_block_add_attention": False,
-    }
-    write_params(workspace / "params.yaml", train_vae={"model": model})
+    vae = AutoencoderKL(AutoencoderConfig(block_out_channels=(8,) * 6, norm_num_groups=4))
+    save_model(vae, workspace / "own-vae")
+    write_params(workspace / "params.yaml", train_vae={"init": str(workspace / "own-vae")})
     with pytest.raises(ValueError, match=r"ingest.side is 16 px.*multiple of 32"):
         run_stage("train_vae", workspace)
 

@@ -14,12 +14,16 @@ from typer.core import TyperCommand, TyperGroup
 
 from darkroom.cli.draw import edit, interpolate, sample
 from darkroom.cli.models import export_model, import_model, promote, rollback
-from darkroom.cli.params import params
+from darkroom.cli.params import params, plan
 from darkroom.cli.photos import demo_data, doctor
+from darkroom.cli.tune import tune
+from darkroom.ending import stoppable
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo-data": demo_data,
     "params": params,
+    "plan": plan,
+    "tune": tune,
     "doctor": doctor,
     "sample": sample,
     "edit": edit,
@@ -42,10 +46,11 @@ class Command(TyperCommand):
         formatter.write("\nExamples:\n" + indent("\n".join(lines), "  ") + "\n")
 
     def invoke(self, ctx: Any) -> None:
-        """A `ValueError` becomes one paragraph on stderr and exit status 1."""
+        """A `ValueError` becomes one paragraph on stderr and exit status 1, Ctrl-C one line and exit status 130."""
         logging.basicConfig(format=f"{ctx.command_path}: %(message)s")
         try:
-            super().invoke(ctx)
+            with stoppable(f"{ctx.command_path}: interrupted. No incomplete file was left."):
+                super().invoke(ctx)
         except ValueError as error:
             sys.exit(f"{ctx.command_path}: {error}")
 

@@ -10,12 +10,15 @@ from pathlib import Path, PurePosixPath
 
 from darkroom.config import IngestParams
 from darkroom.data.captions import METADATA_NAMES, TEMPLATE, Caption, CaptionFinder
-from darkroom.data.picture import Picture, PictureStyle, Reason, Rejection, background_colour, develop, image_suffixes, looks_like_image
+from darkroom.data.colours import background_colour
+from darkroom.data.picture import Picture, PictureStyle, Reason, Rejection, develop, image_suffixes, looks_like_image
+from darkroom.data.shards import MAX_FULL
 from darkroom.data.workers import in_order
 from darkroom.progress import progress
 
 # Files that are never opened to see whether they are photos.
 TEXT_SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".rst", ".html", ".xml", ".yaml", ".yml", ".toml", ".py", ".sh")
+LARGE_SHARE = 0.9  # of the photos; a caption with more is remarked on
 NAMED_IN_ERRORS = 3  # examples that a message gives
 
 
@@ -67,13 +70,14 @@ class Findings:
         return [photo for photo in self.accepted if min(photo.width, photo.height) < size]
 
 
-def examine(folder: Path, params: IngestParams, *, keep: Callable[[Accepted, bytes], None] | None = None) -> Findings:
+def examine(folder: Path, params: IngestParams, *, keep: Callable[[Accepted, Picture], None] | None = None) -> Findings:
     """Read every photo below `folder`, in `num_workers` processes; nothing there is changed.
 
     Args:
         folder: any tree of images and captions.
         params: section `ingest` of params.yaml.
-        keep: called with every accepted photo and its finished picture (PNG or JPEG), which is not kept in memory.
+        keep: called with every accepted photo and its finished picture, which is not kept in memory. About `MAX_FULL` photos of
+            each split, those with the lowest hashes, then have a picture at full size too.
 
     Raises:
         ValueError: no photos, a malformed metadata file, an invalid colour or caption template.
@@ -88,7 +92,9 @@ def examine(folder: Path, params: IngestParams, *, keep: Callable[[Accepted, byt
     style = PictureStyle(**{name: getattr(params, name) for name in PictureStyle.__dataclass_fields__})
     seen: dict[str, str] = {}  # sha256 of file or pixels -> the accepted photo
     paths = (folder / photo for photo in photos)
-    with closing(in_order(partial(develop, style=style), paths, num_workers=params.num_workers)) as pictures:
+    val, share = params.val_fraction, MAX_FULL / len(photos)
+    full = [(0.0, min(val, share)), (val, val + share)] if keep else []
+    with closing(in_order(partial(develop, style=style, full=full), paths, num_workers=params.num_workers)) as pictures:
         for photo, picture in progress(zip(photos, pictures, strict=True), desc="ingest", total=len(photos), unit="photo"):
             caption = _caption(photo, captions, params.max_caption_characters)
             _enter(findings, seen, photo, caption, picture, keep)
@@ -158,7 +164,7 @@ def _enter(
     photo: PurePosixPath,
     caption: Caption | Rejection,
     picture: Picture | Rejection,
-    keep: Callable[[Accepted, bytes], None] | None,
+    keep: Callable[[Accepted, Picture], None] | None,
 ) -> None:
     source = printable(photo)
     for outcome in (picture, caption):
@@ -175,7 +181,7 @@ def _enter(
     accepted = Accepted(source, picture.sha256, picture.width, picture.height, caption, picture.notes)
     findings.accepted.append(accepted)
     if keep:
-        keep(accepted, picture.encoded)
+        keep(accepted, picture)
 
 
 def check_usable(findings: Findings, folder: Path, *, max_rejected_fraction: float) -> None:
@@ -221,6 +227,11 @@ def remarks(findings: Findings, params: IngestParams) -> list[str]:
     if findings.accepted and set(findings.caption_sources()) == {TEMPLATE}:
         sources = ", ".join(params.captions) or "none"
         lines.append(f"no photo has a caption of its own (sources: {sources}); all use the template {params.caption_template!r}")
+    if findings.accepted:
+        (caption, number), *_ = Counter(photo.caption.text for photo in findings.accepted).most_common(1)
+        if number > LARGE_SHARE * len(findings.accepted):
+            share = f"{number} of {len(findings.accepted)} photos ({number / len(findings.accepted):.1%})"
+            lines.append(f"{share} have the caption {caption!r}: other prompts will steer little, or nothing if it is all of them")
     if upscaled := findings.upscaled(params.side):
         lines.append(f"{len(upscaled)} photos are smaller than {params.side} px and were enlarged, e.g. {upscaled[0].source}")
     if rows := findings.rows_without_photo:

@@ -4,16 +4,18 @@ import hashlib
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageColor, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from darkroom.data.colours import flatten, to_srgb
+from darkroom.data.shards import FULL_SIDE, is_below
 from darkroom.provenance import hash_file
 
 # The formats that Pillow may decode. Excluded: EPS (it would start ghostscript), WMF, and formats without images.
@@ -32,7 +34,6 @@ UNSUPPORTED = {
 DRAFT_GAP = 2  # a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that leaves at least twice the required side
 REDUCING_GAP = 3.0  # other large photos are averaged down to three times the size before the exact filter; not visible
 MAX_MEGAPIXELS = 500  # of a photo given by name; decoded, it takes up to 4 bytes per pixel
-ALPHA_MODES = ("LA", "RGBA")
 TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -42,6 +43,8 @@ TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # EXIF orientation -> operation that makes the photo upright
+ROTATED = 5  # the first EXIF orientation that swaps width and height
+FULL_QUALITY = 95  # JPEG quality of a picture at full size
 Reason = Literal["unreadable", "unsupported", "too_large", "too_small", "caption_too_long", "caption_unreadable", "file_name"]
 Result = TypeVar("Result")
 
@@ -68,6 +71,7 @@ class Picture:
     height: int
     encoded: bytes  # PNG or JPEG, without any metadata
     notes: tuple[str, ...]  # harmless defects
+    full: bytes | None = None  # JPEG of the same square at full size, if one was asked for and that is larger
 
 
 @dataclass(frozen=True)
@@ -79,18 +83,6 @@ class Rejection:
 class _Refused(Exception):  # noqa: N818 - not an error: it becomes a Rejection
     def __init__(self, reason: Reason, detail: str) -> None:
         self.rejection = Rejection(reason, detail)
-
-
-def background_colour(text: str) -> tuple[int, int, int]:
-    """
-    Raises:
-        ValueError: `text` is not a colour.
-    """
-    try:
-        red, green, blue = ImageColor.getrgb(text)[:3]
-    except ValueError as error:
-        raise ValueError(f'ingest.background {text!r} is not a colour; write e.g. "white" or "#808080".') from error
-    return red, green, blue
 
 
 @cache
@@ -113,10 +105,13 @@ def looks_like_image(path: Path) -> bool:
             return True
 
 
-def develop(path: Path, style: PictureStyle) -> Picture | Rejection:
-    """Centre-crop and resize a photo. A photo that cannot be used becomes a Rejection, never an error of the run."""
+def develop(path: Path, style: PictureStyle, full: Sequence[tuple[float, float]] = ()) -> Picture | Rejection:
+    """Centre-crop and resize a photo. A photo that cannot be used becomes a Rejection, never an error of the run.
+
+    Photos whose hash, as a fraction of the largest hash, lies in a range of `full` (from, below) also get a picture at full size.
+    """
     limit = f"ingest.max_megapixels ({style.max_megapixels:g})"
-    return _guarded(path, lambda: _develop(path, style), style.max_megapixels, limit)
+    return _guarded(path, lambda: _develop(path, style, full), style.max_megapixels, limit)
 
 
 def read_upright(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
@@ -125,7 +120,12 @@ def read_upright(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, tuple[i
     Raises:
         ValueError: it cannot be read.
     """
-    read = _guarded(path, lambda: _fitted(path, size, "white", []), MAX_MEGAPIXELS, f"{MAX_MEGAPIXELS} megapixels")
+
+    def read_middle() -> tuple[np.ndarray, tuple[int, int]]:
+        with _decoded(path, DRAFT_GAP * max(size), []) as decoded:
+            return decoded.middle(size, "white", []), decoded.whole
+
+    read = _guarded(path, read_middle, MAX_MEGAPIXELS, f"{MAX_MEGAPIXELS} megapixels")
     if isinstance(read, Rejection):
         raise ValueError(f"{path} is {read.reason.replace('_', ' ')}: {read.detail}.")
     return read
@@ -168,38 +168,69 @@ def _describe(error: Exception, path: Path) -> str:
     return f"{type(error).__name__}: {text}"[:300]
 
 
-def _develop(path: Path, style: PictureStyle) -> Picture:
+def _develop(path: Path, style: PictureStyle, full: Sequence[tuple[float, float]]) -> Picture:
     notes: list[str] = []
-    pixels, (height, width) = _fitted(path, (style.side, style.side), style.background, notes, style.min_side)
+    digest = hash_file(path)
+    with _decoded(path, DRAFT_GAP * style.side, notes, style.min_side) as decoded:
+        pixels = decoded.middle((style.side, style.side), style.background, notes)
+        chosen = any(is_below(digest, high) and not is_below(digest, low) for low, high in full)
+        is_larger = min(FULL_SIDE, *decoded.whole) > style.side
+        encoded_full = _full(path, decoded, style.background) if chosen and is_larger else None
     return Picture(
-        sha256=hash_file(path),
+        sha256=digest,
         pixels_sha256=hashlib.sha256(pixels.tobytes()).hexdigest(),
-        width=width,
-        height=height,
+        width=decoded.whole[1],
+        height=decoded.whole[0],
         encoded=encode(pixels, style.format, style.jpeg_quality),
         notes=tuple(notes),
+        full=encoded_full,
     )
 
 
-def _fitted(path: Path, size: tuple[int, int], background: str, notes: list[str], min_side: int = 1) -> tuple[np.ndarray, tuple[int, int]]:
-    """The middle of a photo in uint8 (*size, 3), and the size (height, width) of the whole upright photo."""
+def _full(path: Path, decoded: "_Decoded", background: str) -> bytes:
+    """The JPEG of the middle square at `FULL_SIDE` or the photo's own side; `decoded` serves if it has the pixels."""
+    side = min(FULL_SIDE, *decoded.whole)
+    if min(decoded.area) >= side:
+        return encode(decoded.middle((side, side), background, []), "jpeg", FULL_QUALITY)
+    with _decoded(path, side, []) as larger:
+        return encode(larger.middle((side, side), background, []), "jpeg", FULL_QUALITY)
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A photo as its file stores it, perhaps at a part of its size."""
+
+    image: Image.Image
+    area: tuple[float, float]  # (width, height) of the photo in `image`, px
+    whole: tuple[int, int]  # (height, width) of the upright photo at its own size, px
+    orientation: int  # EXIF's
+    profile: bytes | None
+
+    def middle(self, size: tuple[int, int], background: str, notes: list[str]) -> np.ndarray:
+        """The middle of the upright photo in sRGB, uint8 (*size, 3)."""
+        stored = size if self.orientation >= ROTATED else size[::-1]
+        fitted = _middle(self.image, self.area, stored)
+        if self.orientation in TRANSPOSE:
+            fitted = fitted.transpose(TRANSPOSE[self.orientation])
+        return np.asarray(flatten(to_srgb(fitted, self.profile, notes), background))
+
+
+@contextmanager
+def _decoded(path: Path, side: int, notes: list[str], min_side: int = 1) -> Iterator[_Decoded]:
+    """Decode a photo; a JPEG at 1/2, 1/4 or 1/8 of its size if that leaves `side` px or more."""
     formats = ("TGA",) if path.suffix.lower() in TGA_SUFFIXES else FORMATS
     with Image.open(path, formats=formats) as image:
         width, height = image.size
         if min(width, height) < min_side:
             raise _Refused("too_small", f"{width} x {height} px; ingest.min_side is {min_side}")
-        reduced = image.draft(None, (DRAFT_GAP * max(size), DRAFT_GAP * max(size)))
+        reduced = image.draft(None, (side, side))
         image.load()  # the first frame of an animation; Pillow turns TIFF upright here and drops the orientation
         area = reduced[1][2:] if reduced else image.size  # px, float, of the decoded photo
         width, height = (width, height) if reduced else image.size
         orientation = _orientation(image, notes)
-        is_rotated = orientation >= 5  # by 90 degrees
         profile = None if image.mode == "LAB" else image.info.get("icc_profile")  # Pillow itself converts LAB to sRGB
-        fitted = _middle(_to_8_bit(image), area, size if is_rotated else size[::-1])
-    if orientation in TRANSPOSE:
-        fitted = fitted.transpose(TRANSPOSE[orientation])
-    pixels = np.asarray(_flatten(_to_srgb(fitted, profile, notes), background))
-    return pixels, (width, height) if is_rotated else (height, width)
+        whole = (width, height) if orientation >= ROTATED else (height, width)
+        yield _Decoded(_to_8_bit(image), area, whole, orientation, profile)
 
 
 def encode(pixels: np.ndarray, kind: str, jpeg_quality: int) -> bytes:
@@ -255,43 +286,3 @@ def _scale_to_8_bit(image: Image.Image) -> Image.Image:
     if isinstance(key := image.info.get("transparency"), int):
         grey.putalpha(Image.fromarray(np.where(np.asarray(image) == key, 0, 255).astype(np.uint8)))
     return grey
-
-
-def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
-    """RGB or RGBA; without a profile, or with an unusable one, colours are assumed to be sRGB."""
-    alpha = image.getchannel("A") if image.mode in ALPHA_MODES else None
-    colours = image.convert({"LA": "L", "RGBA": "RGB"}.get(image.mode, image.mode))
-    converted = None
-    if profile:
-        try:
-            transform, mode = _srgb_transform(profile, colours.mode)
-            converted = transform.apply(colours.convert(mode))
-        except (OSError, ValueError) as error:
-            notes.append(f"colour profile cannot be used ({type(error).__name__}): taken as sRGB")
-    rgb = converted or colours.convert("RGB")
-    if alpha:
-        rgb.putalpha(alpha)
-    return rgb
-
-
-@lru_cache(maxsize=8)
-def _srgb_transform(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform, str]:
-    """
-    Raises:
-        ValueError: the profile is for another image mode.
-    """
-    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    space = source.profile.xcolor_space.strip()
-    if space == "RGB" and mode == "L":
-        mode = "RGB"
-    if {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(space) != mode:
-        raise ValueError(f"a {space} profile in an image of mode {mode}")
-    return ImageCms.ImageCmsTransform(source, ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")), mode, "RGB"), mode
-
-
-def _flatten(image: Image.Image, background: str) -> Image.Image:
-    """RGB, with `background` behind transparent pixels."""
-    if image.mode == "RGB":
-        return image
-    ground = Image.new("RGBA", image.size, (*background_colour(background), 255))
-    return Image.alpha_composite(ground, image).convert("RGB")

@@ -24,6 +24,9 @@ from darkroom.provenance import read_index
 
 Sample = Mapping[str, str | bytes]  # "__key__" (unique, no dot) and members: name -> bytes
 IMAGE_MEMBERS = {"png": "png", "jpeg": "jpg"}  # image format -> name of the member
+FULL_MEMBER = "full.jpg"  # the picture of some photos at full size, where that is larger than the working side
+FULL_SIDE = 256  # px, the longest side of such a picture: classifiers look at no more
+MAX_FULL = 128  # about so many photos of each split get one: enough for a share to within 9 %, and cheap to decode once more
 OWNER = "darkroom"  # user and group of every member, on every machine
 
 
@@ -103,9 +106,14 @@ def split_by_hash(hashes: Sequence[str], val_fraction: float) -> dict[str, list[
     if len(hashes) < 2:
         raise ValueError(f"{len(hashes)} usable photo(s); required: at least 2, one to train on and one to hold out. Add photos.")
     ordered = sorted(hashes)
-    num_val = sum(int(digest[:16], 16) < val_fraction * 2**64 for digest in ordered)
+    num_val = sum(is_below(digest, val_fraction) for digest in ordered)
     num_val = min(max(num_val, 1), len(ordered) - 1)
     return {"train": ordered[num_val:], "val": ordered[:num_val]}
+
+
+def is_below(digest: str, share: float) -> bool:
+    """Whether a sha256 hex digest, as a fraction of the largest one, is below `share`."""
+    return int(digest[:16], 16) < share * 2**64
 
 
 def num_shards_for(num_samples: int, samples_per_shard: int) -> int:
@@ -175,6 +183,10 @@ class ShardReader:
         buffer, offset, size = self.locate(i, name)
         return memoryview(buffer)[offset : offset + size]
 
+    def has(self, i: int, name: str) -> bool:
+        """Whether sample `i` has a member `name`."""
+        return name in self._members[i]
+
     def locate(self, i: int, name: str) -> tuple[mmap.mmap, int, int]:
         """(mapped shard, offset, size) of a member, for readers that map arrays directly from the file."""
         offset, size = self._members[i][name]
@@ -216,10 +228,46 @@ class ImageShards:
         """uint8 (B, size, size, 3)."""
         batch = np.empty((len(indices), self.size, self.size, 3), np.uint8)
         for row, i in enumerate(indices):
-            with Image.open(io.BytesIO(self._reader.member(i, self._member))) as image:
-                batch[row] = np.asarray(image)
+            batch[row] = self._decode(i, self._member)
         return batch
 
     @cached_property
     def captions(self) -> list[str]:
         return [self._reader.json(i)["caption"] for i in range(len(self))]
+
+    def source(self, i: int) -> str:
+        """The file of a photo, below data/raw."""
+        return str(self._reader.json(i)["source"])
+
+    @cached_property
+    def with_full_size(self) -> list[int]:
+        """Indices of the photos that `full_images` can read: those with a larger picture, and those that are no larger themselves.
+
+        None if the shards have no larger picture at all: small photos, or shards of an older version.
+        """
+        larger = {i for i in range(len(self)) if self._reader.has(i, FULL_MEMBER)}
+        return [i for i in range(len(self)) if i in larger or self._is_small(i)] if larger else []
+
+    def full_images(self, indices: Sequence[int]) -> np.ndarray:
+        """Photos of `with_full_size` at full size, enlarged where they are smaller: uint8 (B, S, S, 3).
+
+        S is `FULL_SIDE`, or `size` if that is larger.
+
+        Raises:
+            ValueError: a photo of `indices` was not written at full size.
+        """
+        side = max(FULL_SIDE, self.size)
+        batch = np.empty((len(indices), side, side, 3), np.uint8)
+        for row, i in enumerate(indices):
+            pixels = self._decode(i, self._member if self._is_small(i) else FULL_MEMBER)
+            batch[row] = np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC))  # a copy if the side is right
+        return batch
+
+    def _is_small(self, i: int) -> bool:
+        """Whether the shard holds all that can be seen of a photo."""
+        fields = self._reader.json(i)
+        return min(fields["width"], fields["height"], FULL_SIDE) <= self.size
+
+    def _decode(self, i: int, member: str) -> np.ndarray:
+        with Image.open(io.BytesIO(self._reader.member(i, member))) as image:
+            return np.asarray(image)

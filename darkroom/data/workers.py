@@ -5,9 +5,10 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 Job = TypeVar("Job")
@@ -34,7 +35,9 @@ def in_order(function: Callable[[Job], Result], jobs: Iterable[Job], *, num_work
     waiting: deque[tuple[Job, Future[Result]]] = deque()
     try:
         for job in jobs:
-            waiting.append((job, pool.submit(function, job)))
+            with _without_interrupts():
+                future = pool.submit(function, job)  # starts a process, if none is idle
+            waiting.append((job, future))
             if len(waiting) == num_workers * JOBS_AHEAD:
                 yield waiting[0][1].result()
                 waiting.popleft()
@@ -56,9 +59,18 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C waits until the end. Processes that are started meanwhile never see it, not even while they import: it is their parent's."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _follow_parent() -> None:
-    """Leave Ctrl-C to the parent process, and exit when it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Exit when the parent process is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "runs in a child process"
 

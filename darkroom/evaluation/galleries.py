@@ -8,13 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from darkroom.data.shards import ImageShards
+from darkroom.evaluation.features import ImageSource
 from darkroom.evaluation.neighbours import Memorization
 from darkroom.evaluation.reconstruction import psnr
 from darkroom.pixels import picture_grid
 
 Images = NDArray[np.uint8]  # (B, H, W, 3)
 COLUMNS = 8  # of a PNG
+SAMPLES_OF_A_PROMPT = 3
+NUM_WORST = 12  # prompts, photos and captions that fit worst
 
 
 @dataclass(frozen=True)
@@ -35,28 +37,38 @@ class Gallery:
     tiles: Sequence[Tile]
 
 
-def report_galleries(
-    samples: Images,
-    prompts: Sequence[str],
-    copies: Memorization,  # of the samples
-    train: ImageShards,
-    photos: Images,
-    reconstructions: Images,
-    num: int,
-) -> dict[str, Gallery]:
-    """File name without suffix -> gallery, of at most `num` images each."""
-    pairs = max(1, num // 2)
-    nearest = train.images([int(copies.nearest_photo[index]) for index in copies.closest(pairs)])
-    return {
-        "samples": sample_gallery(samples, prompts, num),
-        "nearest": nearest_gallery(samples, prompts, nearest, copies),
-        "reconstructions": reconstruction_gallery(photos, reconstructions, pairs),
-    }
-
-
-def sample_gallery(samples: Images, prompts: Sequence[str], num: int) -> Gallery:
-    tiles = [Tile(image[None], prompt) for image, prompt in zip(samples[:num], prompts, strict=False)]
+def sample_gallery(samples: ImageSource, prompts: Sequence[str], num: int) -> Gallery:
+    tiles = [Tile(samples.images([index]), prompt) for index, prompt in enumerate(prompts[:num])]
     return Gallery("Samples", f"The first {len(tiles)} of {len(samples)} samples with their prompts. None was picked by hand.", tiles)
+
+
+def worst_gallery(samples: ImageSource, prompts: Sequence[str], fit: NDArray[np.floating], measure: str, num: int = NUM_WORST) -> Gallery:
+    """The `num` prompts whose samples fit worst on average, each with up to `SAMPLES_OF_A_PROMPT` of them, the worst first.
+
+    If all prompts are equal, they are the worst samples.
+
+    Args:
+        samples: one per prompt.
+        prompts: (N,), which may repeat.
+        fit: (N,), larger is better.
+        measure: what `fit` is, in words.
+        num: of prompts.
+    """
+    rows_of: dict[str, list[int]] = {}
+    for row in np.argsort(fit, kind="stable"):
+        rows_of.setdefault(prompts[row], []).append(int(row))
+    groups = list(rows_of.values()) if len(rows_of) > 1 else [[row] for row in rows_of[prompts[0]]]
+    worst = sorted(groups, key=lambda rows: float(fit[rows].mean()))[:num]
+    tiles = [Tile(samples.images(rows[:SAMPLES_OF_A_PROMPT]), f"{fit[rows].mean():.1f} · {prompts[rows[0]]}") for rows in worst]
+    title = "Worst prompts" if len(rows_of) > 1 else "Worst samples"
+    return Gallery(title, f"The {len(tiles)} that fit worst of {len(groups)}, by their {measure}.", tiles)
+
+
+def comparison_gallery(samples: ImageSource, champions: ImageSource, prompts: Sequence[str], num: int) -> Gallery:
+    """Samples of this model (left) and of the champion (right), drawn with the same prompts and seeds."""
+    rows = range(min(num, len(samples), len(champions)))
+    tiles = [Tile(np.concatenate([samples.images([row]), champions.images([row])]), prompts[row]) for row in rows]
+    return Gallery("Beside the champion", "This model (left) and the champion (right), with the same prompt and seed.", tiles)
 
 
 def reconstruction_gallery(photos: Images, reconstructions: Images, num: int) -> Gallery:
@@ -79,7 +91,7 @@ def nearest_gallery(samples: Images, prompts: Sequence[str], photos: Images, cop
 
 
 def write_gallery(path: Path, gallery: Gallery) -> Images:
-    """Write all images of a gallery as one PNG and return its pixels (H, W, 3).
+    """Write all images of a gallery as one PNG in a folder, which is made if it is missing, and return its pixels (H, W, 3).
 
     A tile is a row of its own if tiles hold many images; otherwise a row holds as many tiles as fit.
     """
@@ -88,5 +100,6 @@ def write_gallery(path: Path, gallery: Gallery) -> Images:
     images = np.concatenate([part for tile in gallery.tiles for part in (tile.images, *[blank] * (widest - len(tile.images)))])
     columns = min(COLUMNS // widest * widest, len(images))
     grid = picture_grid(images, columns)
+    path.parent.mkdir(exist_ok=True)
     Image.fromarray(grid).save(path)
     return grid

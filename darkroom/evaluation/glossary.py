@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from darkroom.pages import format_number
+
 Better = Literal["lower", "higher", "neither"]
 COMPANIONS = ("standard_error", "low", "high", "p", "photos", "chance")  # `<key>_<companion>` in metrics.json
 MEASURED = "measured"  # the companion is in metrics.json
@@ -24,6 +26,7 @@ class Entry:
     better: Better
     photos: float | str = MEASURED  # what real photos reach, or a sentence why nobody knows
     chance: float | str = MEASURED  # what a model reaches that has learned nothing, or a sentence why nobody knows
+    folded: bool = False  # shown in the report only when it is asked for
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,31 @@ class Metric:
     p: float | None  # probability of a value as large, or larger, if samples and photos were of one distribution
     photos: float | None
     chance: float | None
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The value and its companions under their names in metrics.json."""
+        companions = {f"{self.key}_{name}": getattr(self, name) for name in COMPANIONS}
+        return {self.key: self.value} | {key: value for key, value in companions.items() if value is not None}
+
+    @property
+    def in_words(self) -> str:
+        """The value with its standard error, or else with its interval."""
+        text = format_number(self.value)
+        if self.standard_error is not None:
+            error = self.standard_error
+            return f"{text} ± {error:.0f}" if error >= 100 else f"{text} ± {error:#.2g}"
+        limits = {"at least": self.low, "at most": self.high}
+        known = {word: format_number(limit) for word, limit in limits.items() if limit is not None}
+        if len(known) == 2:
+            return f"{text} ({known['at least']} to {known['at most']})"
+        return " ".join([text, *(f"({word} {limit})" for word, limit in known.items())])
+
+    def place(self, value: float) -> float | None:
+        """Where `value` stands between chance (0) and photos (1); None if one of both is unknown, or they are equal."""
+        if self.chance is None or self.photos is None or self.chance == self.photos:
+            return None
+        return (value - self.chance) / (self.photos - self.chance)
 
 
 CAPTION_CLIP = "The CLIP that measures it also conditioned the U-Net, and has seen nothing but your captions."
@@ -78,30 +106,31 @@ GLOSSARY: dict[str, Entry] = {
     "photo_bits_per_dim": Entry(
         "Bits per pixel value of photos", "Upper bound for a held-out photo, by VAE and U-Net.",
         "Most bits are noise and texture that no eye sees: a model with fewer bits can draw worse.", "lower",
-        photos="Nobody knows the entropy of photos.", chance=8.0),
+        photos="Nobody knows the entropy of photos.", chance=8.0, folded=True),
     "vae_bits_per_dim": Entry(
         "Bits by the VAE alone", "The same bound with plain normal latents instead of the U-Net's; the U-Net saves the difference.",
         "A learned scale of the pixels that is finer than the levels of 8 bits.", "lower",
-        photos="Nobody knows the entropy of photos.", chance=8.0),
+        photos="Nobody knows the entropy of photos.", chance=8.0, folded=True),
     "vae_elbo_nats": Entry(
         "Evidence lower bound of the VAE", "Lower bound on the log-likelihood of a held-out photo, in nats.",
         "It is the density of pixels in [-1, 1], so it grows with the side of the images.", "higher",
-        photos="Nobody knows the entropy of photos.", chance="It depends on the number of pixels; see the bits."),
+        photos="Nobody knows the entropy of photos.", chance="It depends on the number of pixels; see the bits.", folded=True),
     "latent_bits_total": Entry(
         "Bits per latent", "Upper bound for a value of normalised latents, by the U-Net.",
         "Another VAE: bits of other latents do not compare.", "lower",
-        photos="Nobody knows the entropy of latents.", chance=0.5 * math.log2(2 * math.pi * math.e)),
+        photos="Nobody knows the entropy of latents.", chance=0.5 * math.log2(2 * math.pi * math.e), folded=True),
     "latent_bits_prior": Entry(
         "Bits of the last step", "Their part L_T: what remains visible of a photo at the highest noise level.",
-        "It says nothing of the U-Net: the schedule alone decides.", "lower", photos=0.0, chance="It is no measure of learning."),
+        "It says nothing of the U-Net: the schedule alone decides.", "lower", photos=0.0, chance="It is no measure of learning.",
+        folded=True),
     "latent_bits_chain": Entry(
         "Bits of the chain", "Their part over all steps from noise to nearly clean: what the U-Net does not predict.",
         "Another schedule moves bits between the three parts.", "lower",
-        photos="Nobody knows the entropy of latents.", chance="The three parts have one chance level, that of their sum."),
+        photos="Nobody knows the entropy of latents.", chance="The three parts have one chance level, that of their sum.", folded=True),
     "latent_bits_decoder": Entry(
         "Bits of the first step", "Their part L_0: a density of the latents given nearly clean ones, so it is below 0.",
         "Another schedule moves bits between the three parts.", "lower",
-        photos="Nobody knows the entropy of latents.", chance="The three parts have one chance level, that of their sum."),
+        photos="Nobody knows the entropy of latents.", chance="The three parts have one chance level, that of their sum.", folded=True),
 }  # fmt: skip
 
 
@@ -113,7 +142,8 @@ def explain(measured: Mapping[str, float], glossary: Mapping[str, Entry] = GLOSS
 
 
 def _metric(key: str, entry: Entry, measured: Mapping[str, float]) -> Metric:
-    found = {companion: measured.get(f"{key}_{companion}") for companion in COMPANIONS}
+    numbers = {companion: measured.get(f"{key}_{companion}", math.nan) for companion in COMPANIONS}
+    found = {companion: number if math.isfinite(number) else None for companion, number in numbers.items()}
     constants = {"photos": entry.photos, "chance": entry.chance}
     found |= {companion: value for companion, value in constants.items() if isinstance(value, float)}
     return Metric(key, measured[key], entry, **found)

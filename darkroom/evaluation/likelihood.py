@@ -19,9 +19,13 @@ from torch import Tensor
 
 from darkroom.data.shards import ImageShards
 from darkroom.diffusion.bound import Bound, bits_per_dim, spread_timesteps, timestep_probabilities, variational_bound
-from darkroom.diffusion.denoiser import Denoise
+from darkroom.diffusion.denoiser import Denoise, make_denoiser
+from darkroom.diffusion.diffusion_config import DiffusionConfig
+from darkroom.diffusion.guidance import classifier_free
 from darkroom.diffusion.schedule import Schedule
 from darkroom.models.autoencoder import AutoencoderKL
+from darkroom.models.clip import ClipTowers
+from darkroom.models.unet import UNet2DConditionModel
 from darkroom.pixels import to_float
 from darkroom.training.draws import normal
 from darkroom.training.losses import kl_divergence, negative_log_likelihood
@@ -30,6 +34,7 @@ MAX_BOUND_PHOTOS = 128  # held-out photos whose likelihood is bounded
 BOUND_TIMESTEPS = 3  # noise levels of the chain that are evaluated for each photo; they differ between photos
 LIKELIHOOD = "likelihood.json"
 LEVELS_A_UNIT = 127.5  # of 8-bit pixels in [-1, 1]
+DenoiserFor = Callable[[Sequence[str]], Denoise]  # captions -> D(x, sigma) of normalised latents, without guidance
 
 
 @dataclass(frozen=True)
@@ -79,10 +84,20 @@ class PhotoBounds:
         return self.nll - self.entropy + self.latents.total - latent_dims * math.log(scaling_factor)
 
 
+def denoisers_of(unet: UNet2DConditionModel, clip: ClipTowers, config: DiffusionConfig) -> DenoiserFor:
+    """The denoiser of each batch of captions."""
+
+    def denoiser_for(captions: Sequence[str]) -> Denoise:
+        context = clip.encode_tokens(clip.tokenize(captions).to(next(unet.parameters()).device))
+        return make_denoiser(classifier_free(unet, context, context, scale=1), config.schedule, config.prediction)
+
+    return denoiser_for
+
+
 @torch.no_grad()
 def likelihood_metrics(
     model: PhotoModel,
-    denoiser_for: Callable[[Sequence[str]], Denoise],  # captions -> D(x, sigma) of normalised latents, without guidance
+    denoiser_for: DenoiserFor,
     held_out: ImageShards,
     *,
     latent_dims: int,

@@ -1,41 +1,80 @@
-"""The evaluation report: one self-contained HTML page with samples, metrics and training curves."""
+"""The evaluation report: a story on one self-contained HTML page, and the same in Markdown for the pages of MLflow and Prefect."""
 
-import csv
-import math
-from collections.abc import Mapping, Sequence
-from html import escape
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
 from darkroom.config import EvaluateParams
 from darkroom.data.shards import ImageShards
 from darkroom.evaluation.features import MAX_PHOTOS
-from darkroom.evaluation.galleries import Gallery
 from darkroom.evaluation.glossary import Metric
 from darkroom.evaluation.likelihood import BOUND_TIMESTEPS, MAX_BOUND_PHOTOS
-from darkroom.pages import write_page
+from darkroom.evaluation.story import Story
+from darkroom.pages import format_number, write_page
 
-Curve = Sequence[tuple[float, float]]  # (step, value), steps rising
-
-SPLITS = {"training set": "train", "held-out set": "val"}  # name of a curve -> its file
-WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 62, 12, 14, 40  # margins
-NUM_COLOURS = 4  # --series-1 to --series-4 of templates/base.html.j2
+TITLE = "Evaluation of the model"
+MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~])")  # what has a meaning in a line of Markdown
+FINGERPRINT_CHARACTERS = 12
+TRAINED = ("clip", "vae", "unet")
 
 
-def write_report(
-    path: Path,
-    *,
-    title: str,
-    metrics: Sequence[Metric],
-    facts: Mapping[str, str],  # how the metrics were measured
-    galleries: Sequence[Gallery],
-    charts: Mapping[str, str],  # title -> SVG
-) -> None:
-    """Write a self-contained page without scripts, for any screen; all texts are escaped."""
-    charts = {name: Markup(svg) for name, svg in charts.items()}
-    write_page(path, "report.html.j2", title=title, metrics=metrics, facts=facts, galleries=galleries, charts=charts)
+def write_report(folder: Path, story: Story) -> tuple[Path, Path]:
+    """Write report.html and report.md, which are returned: a self-contained page without scripts, and its text; all texts are escaped."""
+    charts = {
+        "Training curves": {name: Markup(svg) for name, svg in story.charts.items()},
+        "Loss of the U-Net by noise band: training set and held-out set": {name: Markup(svg) for name, svg in story.bands.items()},
+    }
+    bars = {metric.key: _bar(metric) for metric in story.metrics}
+    page, text = folder / "report.html", folder / "report.md"
+    write_page(page, "report.html.j2", title=TITLE, story=story, bars=bars, charts=charts, compared=compared(story))
+    text.write_text("\n".join(_lines(story)) + "\n", encoding="utf-8")
+    return page, text
+
+
+def _bar(metric: Metric) -> tuple[float, float, float] | None:
+    """Percent of the way from chance to photos of the value and of both ends of its interval; None if that is unknown."""
+    error = 2 * (metric.standard_error or 0.0)
+    low = metric.value - error if metric.low is None else metric.low
+    high = metric.value + error if metric.high is None else metric.high
+    places = [metric.place(value) for value in (metric.value, low, high)]
+    value, first, last = (None if place is None else round(100 * min(max(place, 0.0), 1.0), 1) for place in places)
+    return None if value is None or first is None or last is None else (value, min(first, last), max(first, last))
+
+
+def _lines(story: Story) -> Iterator[str]:
+    """The verdict, the numbers, the funnel and the worst prompts as Markdown without pictures."""
+    yield from (f"# {TITLE}", "", f"**{_plain(story.verdict)}**", "", "## Numbers between chance and photos", "")
+    yield from ("| | chance | samples | photos |", "|---|---|---|---|")
+    for metric in story.metrics:
+        ends = ["" if end is None else format_number(end) for end in (metric.chance, metric.photos)]
+        yield f"| {_plain(metric.entry.name)} | {ends[0]} | {metric.in_words} | {ends[1]} |"
+    if story.champion:
+        yield from ("", f"## Beside the champion, {_plain(story.champion.name)}", "", "| | samples | champion |", "|---|---|---|")
+        yield from (f"| {_plain(name)} | {ours} | {theirs} |" for name, ours, theirs in compared(story))
+    if story.funnel:
+        yield from ("", "## From photo to sample: what a classifier recognises", "", _plain(story.funnel.sentence), "")
+        for name, *shares, num_pictures in story.funnel.steps:
+            share, low, high = (f"{100 * number:.0f}" for number in shares)
+            yield f"- {_plain(name)}: {share} % ({low} to {high} %) of {num_pictures}"
+    if story.worst:
+        yield from ("", f"## {story.worst.title}", "", *(f"- {_plain(tile.label)}" for tile in story.worst.tiles))
+    yield from ("", "The pictures are in `report.html` in the same folder: one file, which works offline.")
+
+
+def compared(story: Story) -> list[tuple[str, str, str]]:
+    """(name, this model, champion) of each metric that both have."""
+    if story.champion is None:
+        return []
+    theirs = story.champion.values
+    return [(m.entry.name, m.in_words, format_number(theirs[m.key])) for m in story.metrics if m.key in theirs]
+
+
+def _plain(text: str) -> str:
+    """One line in which nothing is Markdown or HTML."""
+    return MARKDOWN.sub(r"\\\1", " ".join(text.split())).replace("&", "&amp;")
 
 
 def report_facts(
@@ -44,6 +83,19 @@ def report_facts(
     prompts: Sequence[str],
     train: ImageShards,
     held_out: ImageShards,
+    indexes: Mapping[str, Mapping[str, Any]],  # name of an input -> its index.json
+) -> dict[str, dict[str, str]]:
+    """Heading -> name -> value. Nothing of it changes from run to run, like the time, or the report would be another output each time."""
+    return {
+        "Data and measurement": measurement_facts(params, identity, prompts, train, held_out),
+        "Parameters of evaluate": dict(_flat(params.model_dump())),
+        "Lineage": lineage_facts(indexes),
+        "Cost": cost_facts(params, train, held_out, indexes),
+    }
+
+
+def measurement_facts(
+    params: EvaluateParams, identity: Mapping[str, str], prompts: Sequence[str], train: ImageShards, held_out: ImageShards
 ) -> dict[str, str]:
     """How the metrics were measured, in words."""
     captions, sampling = set(train.captions), params.sampling
@@ -61,55 +113,34 @@ def report_facts(
     }
 
 
-def loss_charts(models: Mapping[str, Path]) -> dict[str, str]:
-    """Title -> SVG of the loss of each model that was trained; `models` is name -> folder."""
-    charts = {}
-    for name, folder in models.items():
-        curves = {label: read_curve(folder / "curves" / f"{split}.csv", "loss") for label, split in SPLITS.items()}
-        if any(curves.values()):
-            charts[f"Loss of train_{name}"] = curve_svg(curves)
-    return charts
+def lineage_facts(indexes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Every output that the model was made from and its fingerprint, shortened."""
+    found: dict[str, str] = {}
+    for name, index in indexes.items():
+        found |= {**index["ancestors"], name: index["fingerprint"]}
+    return {f"data/{name}": fingerprint[:FINGERPRINT_CHARACTERS] for name, fingerprint in sorted(found.items())}
 
 
-def read_curve(path: Path, column: str) -> list[tuple[float, float]]:
-    """(step, value) of a curves/*.csv; rows without a finite value in `column` are skipped. Empty if the file is missing."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        points = [(float(row["step"]), float(row.get(column) or "nan")) for row in csv.DictReader(file)]
-    return [(step, value) for step, value in points if math.isfinite(value)]
+def cost_facts(
+    params: EvaluateParams, train: ImageShards, held_out: ImageShards, indexes: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
+    """Pictures drawn and measured, and what each model was trained for."""
+    facts = {
+        "Pictures drawn": f"{params.num_samples}, in {params.sampling.steps} sampling steps each",
+        "Pictures measured": f"{params.num_samples + sum(min(len(split), MAX_PHOTOS) for split in (train, held_out))}",
+    }
+    for name in TRAINED:
+        index = indexes[name]
+        size = sum(entry["bytes"] for file, entry in index["files"].items() if file.endswith(".safetensors"))
+        steps, batch = index["params"].get("steps", 0), index["params"].get("batch_size", 0)
+        trained = f"{steps} steps of {batch}: {steps * batch / len(train):.1f} times each photo" if steps else "not trained here"
+        facts[f"train_{name}"] = f"{trained}; {size / 2**20:.1f} MiB of weights"
+    return facts
 
 
-def curve_svg(curves: Mapping[str, Curve]) -> str:
-    """One chart of named curves over the step. The axis is logarithmic where all values are positive and span a factor of 10."""
-    curves = {name: curve for name, curve in curves.items() if curve}
-    assert curves
-    steps = [step for curve in curves.values() for step, _ in curve]
-    values = [value for curve in curves.values() for _, value in curve]
-    logarithmic = min(values) > 0 and max(values) > 10 * min(values)
-    scale = math.log10 if logarithmic else float
-    low, high = scale(min(values)), scale(max(values))
-    span_x, span_y = (max(steps) - min(steps)) or 1, (high - low) or 1
-
-    def x(step: float) -> float:
-        return round(LEFT + (step - min(steps)) / span_x * (WIDTH - LEFT - RIGHT), 1)
-
-    def y(value: float) -> float:
-        return round(HEIGHT - BOTTOM - (scale(value) - low) / span_y * (HEIGHT - TOP - BOTTOM), 1)
-
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(" and ".join(curves), quote=True)}">']
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        value = 10 ** (low + share * span_y) if logarithmic else low + share * span_y
-        height = HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height}" y2="{height}"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{height + 4}" text-anchor="end">{value:.3g}</text>')
-    for share, anchor in ((0, "start"), (0.5, "middle"), (1, "end")):
-        step = min(steps) + share * span_x
-        parts.append(f'<text x="{x(step)}" y="{HEIGHT - BOTTOM + 18}" text-anchor="{anchor}">{step:.0f}</text>')
-    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">step</text>')
-    for index, (name, curve) in enumerate(curves.items()):
-        colour, points = f"series-{index % NUM_COLOURS + 1}", " ".join(f"{x(step)},{y(value)}" for step, value in curve)
-        parts.append(f'<polyline class="{colour}" points="{points}"/>')
-        place = f'x="{WIDTH - RIGHT - 6}" y="{TOP + 16 + 18 * index}"'
-        parts.append(f'<text class="{colour}" {place} text-anchor="end">{escape(name)}</text>')
-    return "".join([*parts, "</svg>"])
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, str(value)

@@ -143,6 +143,22 @@ class ClipTowers(nn.Module):
             )
         return cls(model, model_cfg, get_model_preprocess_cfg(model), conditioning).eval()
 
+    @classmethod
+    def outline(cls, source: str) -> Self:
+        """The encoders of `source` (see `load`) on the meta device: shapes without weights, and nothing is downloaded.
+
+        Raises:
+            ValueError: the source is none of these, is unknown to open_clip, or is on the hub, where its shapes are not known.
+        """
+        name, _ = _parse_source(source)
+        model_cfg = _read_model_cfg(Path(source)) if name.startswith(LOCAL) else open_clip.get_model_config(name)
+        if not model_cfg:
+            raise ValueError(f"CLIP `{source}` has no known shapes: neither a {CONFIG_FILE} that describes them, nor a name of open_clip.")
+        with torch.device("meta"):
+            model = open_clip.CLIP(**model_cfg | {"vision_cfg": model_cfg["vision_cfg"] or SMALLEST_VISION})
+            model.visual = model.visual if model_cfg["vision_cfg"] else None
+            return cls(model, model_cfg, PLAIN_PIXELS)
+
     def save(self, folder: Path) -> None:
         """Write a folder that `open_clip.create_model("local-dir:FOLDER")` and `open_clip.get_tokenizer` can read."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,8 @@ SECONDS_TO_CLOSE = 60.0
 ATTEMPTS = 3
 METRICS_PER_BATCH = 1000  # MLflow's limit
 PARAMS_PER_BATCH = 100
+CHARACTERS_OF_A_TAG = 5000  # MLflow's limit in its older versions, and of some servers
+DESCRIPTION = "mlflow.note.content"  # the tag that the page of a run shows as its description
 
 
 class MlflowTracker:
@@ -65,6 +67,11 @@ class MlflowTracker:
         for start in range(0, len(items), PARAMS_PER_BATCH):
             batch = items[start : start + PARAMS_PER_BATCH]
             self._submit(lambda batch=batch: self._client.log_batch(self._run_id, params=batch))  # type: ignore[misc]
+
+    def describe(self, text: str) -> None:
+        """A text that is longer than MLflow takes loses its last lines."""
+        lines = text[:CHARACTERS_OF_A_TAG].splitlines(keepends=True)
+        self.set_tags({DESCRIPTION: "".join(lines if len(text) <= CHARACTERS_OF_A_TAG else lines[:-1])})
 
     def set_tags(self, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag

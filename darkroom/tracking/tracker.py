@@ -26,6 +26,9 @@ class Tracker(Protocol):
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Store a file or a folder in `folder` of the run."""
 
+    def describe(self, text: str) -> None:
+        """The description of the run, in Markdown: what its page shows first."""
+
     def set_tags(self, tags: dict[str, str]) -> None:
         """Tags can be searched for."""
 
@@ -43,6 +46,8 @@ class NullTracker:
     def log_image(self, name: str, image: np.ndarray, step: int | None = None) -> None: ...
 
     def log_artifact(self, path: Path, folder: str = "") -> None: ...
+
+    def describe(self, text: str) -> None: ...
 
     def set_tags(self, tags: dict[str, str]) -> None: ...
 
@@ -75,6 +80,9 @@ class JsonlTracker:
         """Only noted: the file is already in its place."""
         self._append({"artifact": path.name})
 
+    def describe(self, text: str) -> None:
+        self._append({"description": text})
+
     def set_tags(self, tags: dict[str, str]) -> None:
         self._append({"tags": tags})
 
@@ -104,6 +112,10 @@ class BothTrackers:
     def log_artifact(self, path: Path, folder: str = "") -> None:
         for tracker in self._trackers:
             tracker.log_artifact(path, folder)
+
+    def describe(self, text: str) -> None:
+        for tracker in self._trackers:
+            tracker.describe(text)
 
     def set_tags(self, tags: dict[str, str]) -> None:
         for tracker in self._trackers:

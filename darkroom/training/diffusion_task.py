@@ -16,6 +16,8 @@ from darkroom.training.draws import normal, quasi_uniform, shuffled, uniform
 from darkroom.training.losses import loss_weights, weighted_squared_error
 from darkroom.training.task import VAL_SAMPLES, Batch, chunks
 
+NUM_QUARTERS = 4  # bands of noise, of equally many timesteps, whose losses are logged
+
 
 @dataclass(frozen=True)
 class RandomDraws:
@@ -91,7 +93,14 @@ class DiffusionTask:
 
     def loss(self, net: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         prediction = net(batch["x"], batch["timesteps"], batch["context"])
-        return weighted_squared_error(prediction, batch["target"], batch["weights"]).mean(), {}
+        errors = weighted_squared_error(prediction, batch["target"], batch["weights"])
+        return errors.mean(), self._by_quarter(errors.detach(), batch["timesteps"])
+
+    def _by_quarter(self, errors: Tensor, timesteps: Tensor) -> dict[str, Tensor]:
+        """Sum and count (2,) of the errors (B,) in each quarter of time; quarter 1 has the least noise."""
+        quarter = timesteps * NUM_QUARTERS // self.schedule.num_train_timesteps
+        inside = [(quarter == number).to(errors.dtype) for number in range(NUM_QUARTERS)]  # no indexing: the host need not wait
+        return {f"loss_quarter_{number}": torch.stack([(errors * part).sum(), part.sum()]) for number, part in enumerate(inside, start=1)}
 
     def validate(self, device: torch.device) -> dict[str, float]:
         """The loss on held-out latents, in total and by quarter of time; timesteps are spread evenly, the noise is fixed."""
@@ -109,7 +118,7 @@ class DiffusionTask:
             prediction = self.net(batch["x"], batch["timesteps"], batch["context"])
             errors.append(weighted_squared_error(prediction, batch["target"], batch["weights"]).cpu())
         error = torch.cat(errors)
-        quarters = {f"loss_quarter_{number}": float(part.mean()) for number, part in enumerate(error.chunk(4), start=1)}
+        quarters = {name: float(total / count) for name, (total, count) in self._by_quarter(error, timesteps).items()}
         return {"loss": float(error.mean()), **quarters}
 
 

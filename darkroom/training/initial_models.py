@@ -1,6 +1,7 @@
 """The autoencoder and the U-Net that training starts from: those of `init`, or new ones."""
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,17 +12,17 @@ from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import load_model
 
+logger = logging.getLogger(__name__)
+
 
 def initial_vae(params: TrainVaeParams, *, size: int) -> AutoencoderKL:
     """The VAE of `init`, or a new one, for photos of `size` px.
 
     Raises:
-        ValueError: `steps` is 0 without `init`, or photos that do not divide into latents.
+        ValueError: photos that do not divide into latents.
     """
     if params.init:
         vae = load_model(AutoencoderKL, params.init)
-    elif params.steps == 0:
-        raise ValueError("train_vae.steps is 0 and train_vae.init is empty: name the folder of a VAE to use as it is, or train one.")
     else:
         model = params.model.model_dump() | {"block_out_channels": tuple(params.model.block_out_channels)}
         vae = AutoencoderKL(AutoencoderConfig(sample_size=size, **model))
@@ -37,8 +38,8 @@ def initial_unet(params: TrainUnetParams, latents: LatentShards) -> UNet2DCondit
     """The U-Net of `init`, or a new one, for these latents and token embeddings.
 
     Raises:
-        ValueError: `steps` is 0 without `init`; a U-Net that was trained with another schedule or prediction than `params` have, or for
-            other latents or token embeddings; latents that cannot be halved often enough.
+        ValueError: a U-Net that was trained with another schedule or prediction than `params` have, or for other latents or token
+            embeddings; latents that cannot be halved often enough.
     """
     if params.init:
         folder = Path(params.init)
@@ -47,11 +48,25 @@ def initial_unet(params: TrainUnetParams, latents: LatentShards) -> UNet2DCondit
         _check_shapes(unet.config, latents, folder)
         unet.config = replace(unet.config, sample_size=latents.latent_shape[1])
         return unet
-    if params.steps == 0:
-        raise ValueError("train_unet.steps is 0 and train_unet.init is empty: name the folder of a U-Net to use as it is, or train one.")
     unet = UNet2DConditionModel(_new_config(params, latents))
     unet.initialise(params.seed)
     return unet
+
+
+def only_caption(params: TrainUnetParams, latents: LatentShards) -> str | None:
+    """The caption of all training photos if the U-Net will know no other one, with a warning; None if prompts can steer it.
+
+    The U-Net of `init` may have learned other captions before. Without steps, what it knows stays as it is.
+    """
+    before = DiffusionConfig.load(Path(params.init)).only_caption if params.init else None
+    if params.steps == 0:
+        return before
+    captions = set(latents.captions)
+    if len(captions) > 1 or (params.init and before is None):
+        return None
+    (caption,) = captions
+    logger.warning("All %d training photos have the caption %r: prompts will steer nothing, and guidance is off", len(latents), caption)
+    return caption
 
 
 def _check_diffusion(wanted: DiffusionConfig, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Start a training stage on one or many devices: `python -m darkroom.training.launch --num_processes 8 stages.train_unet`.
+"""Start a stage on one or many devices: `python -m darkroom.training.launch --num_processes 8 stages.train_unet`.
 
 A stage with one process replaces this process, so that Ctrl-C or a scheduler's SIGTERM reaches the stage itself. (Accelerate's
 launcher would stay in between and die first, and leave the stage behind as an orphan.) `accelerate launch` starts several
@@ -22,6 +22,21 @@ def command(module: str, arguments: list[str], *, num_processes: int, config_fil
         launcher += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
         launcher += ["--num_cpu_threads_per_process", str(threads)]
     return [*launcher, "--module", module, *arguments]
+
+
+def place(stage: str, num_processes: int) -> tuple[int, int]:
+    """The number of this process of a stage, from 0, and how many there are.
+
+    Raises:
+        ValueError: there are not `num_processes`.
+    """
+    rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if world != num_processes:
+        raise ValueError(
+            f"{stage}.num_processes is {num_processes}, but {world} run. Start the stage as dvc.yaml does, "
+            f"with `python -m darkroom.training.launch --num_processes {num_processes} stages.{stage}`."
+        )
+    return rank, world
 
 
 def main() -> None:

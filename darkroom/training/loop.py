@@ -39,16 +39,17 @@ class Curves:
         return self.val[-1] if self.val else {}
 
     def write(self, folder: Path) -> None:
-        """Write curves/train.csv and curves/val.csv, which DVC plots."""
+        """Write curves/train.csv and curves/val.csv, which DVC plots; a value that a step has not is left empty."""
         (folder / "curves").mkdir()
         for name, rows in {"train": self.train, "val": self.val}.items():
+            columns = list(dict.fromkeys(key for row in rows for key in row)) or ["step", "loss"]
             with (folder / "curves" / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, fieldnames=list(rows[-1]) if rows else ["step", "loss"])
+                writer = csv.DictWriter(file, fieldnames=columns)
                 writer.writeheader()
                 writer.writerows(rows)
 
 
-class Interrupted(SystemExit):
+class Interrupted(KeyboardInterrupt):
     """The run was asked to stop and has written a checkpoint. The same command resumes it."""
 
 
@@ -122,17 +123,17 @@ def train(
 
             if step % params.log_every == 0 or step == params.steps:
                 since = step - (curves.train[-1]["step"] if curves.train else 0)
-                means = {key: _mean_over_processes(accelerator, total) / since for key, total in sums.items()}
-                curves.train.append({"step": step, **means, "lr": lr, "grad_norm": float(grad_norm)})
+                sums = {key: _mean_over_processes(accelerator, total) for key, total in sums.items()}
+                curves.train.append({"step": step, **_means(sums, since), "lr": lr, "grad_norm": float(grad_norm)})
                 tracker.log_metrics({f"train/{key}": value for key, value in curves.train[-1].items() if key != "step"}, step)
                 sums = {}
             if step % params.val_every == 0 or step == params.steps:
                 validate(step)
             stopping = _any_process(accelerator, stop.is_set())
             if step % params.checkpoint_every == 0 or step == params.steps or stopping:
-                means = {key: _mean_over_processes(accelerator, total) for key, total in sums.items()}
+                totals = {key: _mean_over_processes(accelerator, total).tolist() for key, total in sums.items()}
                 if accelerator.is_main_process:
-                    checkpoints.save(step, {"curves": vars(curves), "sums": means})
+                    checkpoints.save(step, {"curves": vars(curves), "sums": totals})
                 accelerator.wait_for_everyone()
             if stopping and step < params.steps:
                 raise Interrupted(f"{name} was stopped at step {step} of {params.steps}. Start it again to resume from there.")
@@ -248,8 +249,15 @@ def _syncing(accelerator: Accelerator, net: nn.Module, last: bool) -> Iterator[N
             yield
 
 
-def _mean_over_processes(accelerator: Accelerator, value: Tensor) -> float:
-    return float(accelerator.reduce(value, reduction="mean"))
+def _mean_over_processes(accelerator: Accelerator, value: Tensor) -> Tensor:
+    mean: Tensor = accelerator.reduce(value, reduction="mean")
+    return mean
+
+
+def _means(sums: dict[str, Tensor], steps: float) -> dict[str, float]:
+    """Sums over steps become means; a (sum, count) becomes its ratio and is left out if nothing was counted."""
+    pairs = {key: total.tolist() if total.ndim else (float(total), steps) for key, total in sums.items()}
+    return {key: value / count for key, (value, count) in pairs.items() if count}
 
 
 def _any_process(accelerator: Accelerator, flag: bool) -> bool:

@@ -33,6 +33,9 @@ class Task(Protocol):
     def loss(self, net: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """A scalar to minimise, and scalars to log. A logged scalar named `loss` replaces the first one in the curves.
 
+        The curves have the mean of a scalar over steps. A logged tensor (2,) is a sum and a count of samples: the curves have the ratio
+        of both, over all steps, and nothing where the count is 0.
+
         `net` is the wrapped network. Call it and never its parts, or gradients are not averaged over processes.
         """
         ...

@@ -49,7 +49,9 @@ def test_help_is_there_at_once_because_nothing_heavy_is_imported(command: str | 
 def test_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     text = capsys.readouterr().out
-    assert list(COMMANDS) == ["demo-data", "params", "doctor", "sample", "edit", "interpolate", "import", "export", "promote", "rollback"]
+    assert list(COMMANDS) == [
+        *("demo-data", "params", "plan", "tune", "doctor", "sample", "edit", "interpolate", "import", "export", "promote", "rollback")
+    ]
     assert all(f"\n  {command} " in text for command in COMMANDS)
 
 

@@ -6,7 +6,9 @@ import pytest
 from PIL import Image
 
 from darkroom.config import IngestParams
-from darkroom.data.doctor import Accepted, Duplicate, Findings, Rejected, check_usable, examine, list_files, summary
+from darkroom.data.doctor import Accepted, Duplicate, Findings, Rejected, check_usable, examine, list_files, remarks, summary
+from darkroom.data.picture import Picture
+from darkroom.data.shards import is_below
 
 PARAMS = IngestParams(
     side=16,
@@ -177,12 +179,31 @@ def test_photos_smaller_than_the_pictures_are_told(tmp_path):
 
 def test_accepted_photos_are_handed_over_with_their_pictures(tmp_path):
     photo(tmp_path, "cats/a.png", size=(30, 20))
-    kept: list[tuple[Accepted, bytes]] = []
+    kept: list[tuple[Accepted, Picture]] = []
     findings = examine(tmp_path, PARAMS, keep=lambda accepted, picture: kept.append((accepted, picture)))
     [(accepted, picture)] = kept
     assert [accepted] == findings.accepted
     assert (accepted.width, accepted.height, accepted.caption.text, accepted.notes) == (30, 20, "cats", ())
-    assert picture.startswith(b"\x89PNG")
+    assert picture.encoded.startswith(b"\x89PNG")
+
+
+def test_some_photos_of_each_split_are_handed_over_at_full_size(tmp_path, monkeypatch):
+    for number in range(40):
+        photo(tmp_path, f"{number}.png", seed=number)
+    hashes = sorted(accepted.sha256 for accepted in examine(tmp_path, PARAMS).accepted)
+    num_val = sum(is_below(digest, PARAMS.val_fraction) for digest in hashes)
+
+    def full_ones(num_workers: int = 1) -> list[str]:
+        kept: list[tuple[Accepted, Picture]] = []
+        examine(tmp_path, changed(num_workers=num_workers), keep=lambda accepted, picture: kept.append((accepted, picture)))
+        return sorted(accepted.sha256 for accepted, picture in kept if picture.full is not None)
+
+    assert full_ones() == full_ones(num_workers=2) == hashes  # there are few
+    monkeypatch.setattr("darkroom.data.doctor.MAX_FULL", 4)
+    full = full_ones()
+    num_full = sum(is_below(digest, PARAMS.val_fraction) for digest in full)
+    assert full == hashes[:num_full] + hashes[num_val : num_val + len(full) - num_full]  # the lowest hashes of each split
+    assert full == [digest for digest in hashes if is_below(digest, 0.1) or (is_below(digest, 0.3) and not is_below(digest, 0.2))]
 
 
 def test_the_number_of_workers_does_not_change_the_findings(tmp_path):
@@ -255,6 +276,17 @@ def test_the_summary_says_what_was_found(tmp_path):
         "1 photos are smaller than 16 px and were enlarged, e.g. c.png",
         "1 metadata lines name a photo that does not exist, e.g. metadata.csv, line 2: gone.png",
     ]
+
+
+@pytest.mark.parametrize(("number", "remarked"), [(9, False), (10, True)])
+def test_a_caption_of_more_than_nine_photos_in_ten_is_remarked_with_its_share(tmp_path, number, remarked):
+    photo(tmp_path, "other.png", 1000)
+    (tmp_path / "other.txt").write_text("a red dog")
+    for index in range(number):
+        photo(tmp_path, f"{index}.png", index)
+    found = [line for line in remarks(examine(tmp_path, PARAMS), PARAMS) if "have the caption" in line]
+    share = "10 of 11 photos (90.9%) have the caption 'a cat': other prompts will steer little, or nothing if it is all of them"
+    assert found == ([share] if remarked else [])
 
 
 def test_the_summary_says_when_no_photo_has_a_caption(tmp_path):

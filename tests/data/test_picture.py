@@ -2,14 +2,17 @@ import hashlib
 import io
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, features
 
-from darkroom.data.picture import Picture, PictureStyle, Rejection, background_colour, develop, looks_like_image, read_upright
+from darkroom.data.colours import background_colour
+from darkroom.data.picture import Picture, PictureStyle, Rejection, develop, looks_like_image, read_upright
 
+ALL = [(0.0, 1.0)]  # of the hashes
 STYLE = {"side": 16, "min_side": 1, "max_megapixels": 100.0, "background": "white", "format": "png", "jpeg_quality": 95}
 WHITE, BLACK, RED, GREEN, BLUE = (255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -36,6 +39,14 @@ def smooth(width: int, height: int) -> Image.Image:
 def save(image: Image.Image, path: Path, **options) -> Path:
     image.save(path, **options)
     return path
+
+
+def full_of(path: Path, **changes) -> np.ndarray:
+    """The picture at full size that some photos get."""
+    picture = develop(path, PictureStyle(**{**STYLE, **changes}), full=ALL)
+    assert isinstance(picture, Picture)
+    assert picture.full is not None
+    return np.asarray(Image.open(io.BytesIO(picture.full)))
 
 
 # ---- geometry
@@ -519,3 +530,53 @@ def test_a_picture_that_somebody_names_and_that_cannot_be_read_is_an_error_with_
         read_upright(tmp_path / "a.heic", (8, 8))
     with pytest.raises(ValueError, match=r"b\.png is too large: .* is more than 500 megapixels\."):
         read_upright(declared_png(tmp_path / "b.png", 30000, 30000), (8, 8))
+
+
+# ---- full size
+
+
+@pytest.mark.parametrize(
+    ("shape", "least"),  # dB; hard edges lose most where a JPEG of 300 px, an eighth of the photo's side, serves both sizes
+    [((601, 401), 33), ((300, 200), 33), ((2400, 3200), 25)],
+    ids=["decoded twice", "smaller than 256 px", "decoded once"],
+)
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_picture_at_full_size_shows_the_same_square_at_its_own_side_or_256_px(tmp_path, shape, least, suffix):
+    path = save(checks(*shape), tmp_path / f"a.{suffix}", quality=92)
+    side = min(256, *shape)
+    full = full_of(path, side=64)
+    assert full.shape == (side, side, 3)
+    assert 10 * np.log10(255**2 / ((full - exact(path, side)) ** 2).mean()) > least
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_at_full_size_is_upright(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    full = full_of(save(smooth(600, 400), tmp_path / "a.jpg", exif=exif, quality=95))
+    small = pixels(tmp_path / "a.jpg", side=256)
+    assert np.abs(full.astype(int) - small).max() <= 6
+
+
+def test_the_picture_at_full_size_changes_nothing_else(tmp_path):
+    path = save(checks(601, 401), tmp_path / "a.jpg")
+    style = PictureStyle(**{**STYLE, "side": 64})
+    with_full = develop(path, style, full=ALL)
+    assert isinstance(with_full, Picture)
+    assert replace(with_full, full=None) == develop(path, style)
+
+
+def test_no_picture_at_full_size_is_made_where_the_working_side_shows_everything(tmp_path):
+    for side in (64, 256, 300):
+        picture = develop(save(checks(90, 64), tmp_path / "a.png"), PictureStyle(**{**STYLE, "side": side}), full=ALL)
+        assert isinstance(picture, Picture)
+        assert picture.full is None
+
+
+def test_the_hash_decides_which_photos_get_a_picture_at_full_size(tmp_path):
+    for n in range(40):
+        path = save(Image.new("RGB", (40, 40), (n, 0, 0)), tmp_path / f"{n}.png")
+        picture = develop(path, PictureStyle(**STYLE), full=[(0.0, 0.2), (0.5, 0.7)])
+        assert isinstance(picture, Picture)
+        fraction = int(picture.sha256, 16) / 2**256
+        assert (picture.full is not None) == (fraction < 0.2 or 0.5 <= fraction < 0.7)

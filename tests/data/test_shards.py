@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from darkroom.data.picture import encode
 from darkroom.data.shards import ImageShards, ShardReader, Spool, num_shards_for, shard_of, write_shards, write_spooled
 from darkroom.provenance import write_index
 
@@ -179,3 +180,44 @@ def test_image_shards_refuse_a_folder_of_something_else(tmp_path):
     finish(tmp_path, {"splits": {"train": table}})
     with pytest.raises(ValueError, match="does not hold photos"):
         ImageShards(tmp_path, "train")
+
+
+def write_photos(folder: Path, *, full: bool) -> ImageShards:
+    """Three photos at 8 px: one of 300 x 200 px, one of 40 x 30 px, one of 8 x 8 px; the first two at full size too if `full`."""
+    folder.mkdir()
+    made: list[dict[str, str | bytes]] = []
+    for number, (width, height) in enumerate([(300, 200), (40, 30), (8, 8)]):
+        fields = {"caption": "cat", "width": width, "height": height}
+        made.append({"__key__": f"{number}", "png": png(picture(number)), "json": json.dumps(fields).encode()})
+        if full and height > 8:
+            made[-1]["full.jpg"] = encode(np.full((height, height, 3), 40 * number, np.uint8), "jpeg", 95)
+    table = write_shards(folder, "val", made, samples_per_shard=4)
+    finish(folder, {"splits": {"val": table}, "size": 8, "format": "png"})
+    return ImageShards(folder, "val")
+
+
+def test_photos_are_read_at_full_size_all_on_one_side(tmp_path):
+    photos = write_photos(tmp_path / "shards", full=True)
+    assert photos.with_full_size == [0, 1, 2]
+    images = photos.full_images([1, 2, 0])
+    assert images.shape == (3, 256, 256, 3)
+    assert (images[0] == 40).all()
+    assert (images[2] == 0).all()
+    enlarged = Image.fromarray(picture(2)).resize((256, 256), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(images[1], np.asarray(enlarged))  # it has no more pixels than the shard holds
+
+
+def test_shards_of_an_older_version_have_no_photo_at_full_size(tmp_path):
+    photos = write_photos(tmp_path / "shards", full=False)
+    assert photos.with_full_size == []
+    with pytest.raises(ValueError, match=r"Sample 0 of .*val-00000\.tar has no `full\.jpg` \(it has json, png\)"):
+        photos.full_images([0])
+
+
+def test_full_size_is_no_less_than_the_working_side(tmp_path):
+    (tmp_path / "shards").mkdir()
+    fields = json.dumps({"caption": "cat", "width": 900, "height": 700}).encode()
+    table = write_shards(tmp_path / "shards", "val", [{"__key__": "0", "png": png(picture(0, 320)), "json": fields}], samples_per_shard=4)
+    finish(tmp_path / "shards", {"splits": {"val": table}, "size": 320, "format": "png"})
+    photos = ImageShards(tmp_path / "shards", "val")
+    np.testing.assert_array_equal(photos.full_images([0]), photos.images([0]))

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 from scipy.linalg import sqrtm
+from scipy.spatial.distance import cdist
 
-from darkroom.evaluation.distribution import frechet_distance, kernel_distance, precision_recall
-from darkroom.evaluation.neighbours import BLOCK
+from darkroom.evaluation.distribution import crossed_frechet_distance, distance_metrics, frechet_distance, precision_recall
+from darkroom.evaluation.features import FeatureSets
 
 
 def normal(count, dim, seed=0, *, mean=0.0, scale=1.0):
@@ -59,72 +60,6 @@ def test_frechet_distance_computes_float32_features_in_float64():
     np.testing.assert_allclose(frechet_distance(a, b), frechet_by_sqrtm(a.astype(np.float64), b.astype(np.float64)), rtol=1e-6)
 
 
-def kernel_mmd(a, b, of_a, of_b):
-    """Squared MMD over all pairs of different groups, all in one piece."""
-
-    def mean(x, y, of_x, of_y):
-        return ((x @ y.T / x.shape[1] + 1) ** 3)[of_x[:, None] != of_y].mean()
-
-    return mean(a, a, of_a, of_a) + mean(b, b, of_b, of_b) - 2 * mean(a, b, of_a, of_b)
-
-
-def all_different(a, b):
-    return np.arange(len(a)), np.arange(len(a), len(a) + len(b))
-
-
-@pytest.mark.parametrize(("rows_a", "rows_b"), [(12, 9), (BLOCK + 3, 7), (5, BLOCK + 70)])
-def test_kid_is_the_unbiased_mmd_over_all_pairs(rows_a, rows_b):
-    a, b = normal(rows_a, 6), normal(rows_b, 6, seed=1, mean=0.4)
-    np.testing.assert_allclose(kernel_distance(a, b)[0], kernel_mmd(a, b, *all_different(a, b)), rtol=1e-9)
-    of_a, of_b = np.arange(rows_a) % 5 * 10, np.arange(rows_b) % 4 * 10  # they share some groups
-    np.testing.assert_allclose(kernel_distance(a, b, of_a, of_b)[0], kernel_mmd(a, b, of_a, of_b), rtol=1e-9)
-
-
-@pytest.mark.parametrize("grouped", [False, True])
-def test_the_error_of_kid_is_the_jackknife_by_leaving_each_group_out(grouped):
-    a, b = normal(12, 6), normal(9, 6, seed=1, mean=0.4)
-    of_a, of_b = (np.arange(12) % 7, np.arange(9) + 4) if grouped else all_different(a, b)
-    groups = np.unique([*of_a, *of_b])
-    without = [kernel_mmd(a[of_a != g], b[of_b != g], of_a[of_a != g], of_b[of_b != g]) for g in groups]
-    expected = np.sqrt((len(groups) - 1) * np.var(without))
-    np.testing.assert_allclose(kernel_distance(a, b, of_a, of_b)[1], expected, rtol=1e-9)
-    if not grouped:
-        np.testing.assert_allclose(kernel_distance(a, b)[1], expected, rtol=1e-9)
-
-
-def true_kid(dim, shift):
-    """Squared MMD of N(0, I) and N(shift, I) under (x·y / D + 1)³, from the moments of x·y."""
-    a = dim * shift**2
-    moments = (a, a**2 + 2 * a + dim, a**3 + 3 * a * (2 * a + dim) + 6 * a)
-    both_shifted = 1 + 3 * moments[0] / dim + 3 * moments[1] / dim**2 + moments[2] / dim**3
-    return 1 + 3 / dim + both_shifted - 2 * (1 + 3 * (a + dim) / dim**2)
-
-
-@pytest.mark.parametrize("shift", [0.0, 0.5])
-def test_two_standard_errors_around_kid_hold_the_truth_in_95_percent_of_repetitions(shift):
-    truth = true_kid(8, shift)
-    found = np.array([kernel_distance(normal(60, 8, 2 * seed), normal(40, 8, 2 * seed + 1, mean=shift)) for seed in range(300)])
-    estimates, errors = found.T
-    assert abs(estimates.mean() - truth) < 4 * estimates.std() / np.sqrt(300)  # no bias
-    assert np.mean(np.abs(estimates - truth) <= 2 * errors) >= 0.93
-    assert 0.85 < errors.mean() / estimates.std() < 1.7  # and it is not simply huge; the square root of 2 where shift is 0
-
-
-def test_samples_drawn_from_the_captions_of_the_photos_leave_kid_unbiased_with_groups_and_only_with_them():
-    found, naive = [], []
-    for seed in range(200):
-        captions = normal(40, 8, 3 * seed, scale=0.8)  # what a photo and the samples of its caption have in common
-        sources = np.arange(80) % 40
-        photos = captions + normal(40, 8, 3 * seed + 1, scale=0.6)
-        samples = captions[sources] + normal(80, 8, 3 * seed + 2, scale=0.6)
-        found.append(kernel_distance(samples, photos, sources, np.arange(40)))
-        naive.append(kernel_distance(samples, photos)[0])
-    estimates, errors = np.array(found).T
-    assert abs(estimates.mean()) < 4 * estimates.std() / np.sqrt(200)
-    assert np.mean(np.abs(estimates) <= 2 * errors) >= 0.93
-    assert np.mean(naive) < -3 * np.std(estimates)  # better than perfect, which cannot be
-
-
 def manifolds_by_loops(real, fake, k):
     def radius(x):
         return [sorted(np.linalg.norm(x - row, axis=1))[k] for row in x]  # index 0 is the row itself
@@ -162,7 +97,7 @@ def test_pictures_of_one_group_are_left_out_of_the_manifolds():
 def test_manifolds_do_not_depend_on_how_the_rows_are_cut_into_blocks(monkeypatch):
     real, fake = normal(50, 3), normal(40, 3, seed=1)
     whole = precision_recall(real, fake, 3)
-    monkeypatch.setattr("darkroom.evaluation.neighbours.BLOCK", 7)
+    monkeypatch.setattr("darkroom.evaluation.neighbours.BLOCK_BYTES", 8 * 50 * 7)
     assert precision_recall(real, fake, 3) == whole
 
 
@@ -187,7 +122,7 @@ def test_far_away_samples_have_no_overlap_at_all():
 
 @pytest.mark.parametrize(
     ("measure", "least"),
-    [(frechet_distance, 2), (kernel_distance, 3), (lambda a, b: precision_recall(a, b, 4), 5)],
+    [(frechet_distance, 2), (lambda a, b: precision_recall(a, b, 4), 5)],
 )
 def test_too_few_pictures_on_either_side_are_refused(measure, least):
     many, few = normal(20, 3), normal(least - 1, 3)
@@ -197,19 +132,97 @@ def test_too_few_pictures_on_either_side_are_refused(measure, least):
     measure(many, normal(least, 3))
 
 
-@pytest.mark.parametrize(("measure", "least"), [(kernel_distance, 3), (lambda a, b, of_a, of_b: precision_recall(a, b, 4, of_a, of_b), 5)])
-def test_samples_of_one_caption_count_as_one(measure, least):
-    a, b = normal(20, 3), normal(20, 3, seed=1)
-    few, many = np.arange(20) % (least - 1), np.arange(20)
+def test_samples_of_one_caption_count_as_one():
+    a, b, few, many = normal(20, 3), normal(20, 3, seed=1), np.arange(20) % 4, np.arange(20)
     for groups in ((few, many), (many, few)):
-        with pytest.raises(ValueError, match=f"at least {least} independent images on each side, but there are {least - 1}"):
-            measure(a, b, *groups)
+        with pytest.raises(ValueError, match="at least 5 independent images on each side, but there are 4"):
+            precision_recall(a, b, 4, *groups)
 
 
-@pytest.mark.parametrize("measure", [frechet_distance, kernel_distance, lambda a, b: precision_recall(a, b, 2)])
+@pytest.mark.parametrize("measure", [frechet_distance, lambda a, b: precision_recall(a, b, 2)])
 def test_features_that_are_not_finite_are_refused(measure):
     good, bad = normal(20, 3), normal(20, 3)
     bad[4, 1] = np.nan
     for pair in ((good, bad), (bad, good)):
         with pytest.raises(ValueError, match="not finite"):
             measure(*pair)
+
+
+def prdc(real, fake, k):
+    """Precision, recall, density and coverage as the package `prdc` (Naeem et al. 2020) computes them."""
+
+    def kth_distance(x):
+        return np.sort(cdist(x, x), axis=1)[:, k]
+
+    real_radius, fake_radius, between = kth_distance(real), kth_distance(fake), cdist(real, fake)
+    precision = (between < real_radius[:, None]).any(axis=0).mean()
+    recall = (between < fake_radius[None]).any(axis=1).mean()
+    density = (between < real_radius[:, None]).sum(axis=0).mean() / k
+    return precision, recall, density, (between.min(axis=1) < real_radius).mean()
+
+
+def test_manifolds_are_those_of_prdc_on_the_same_features():
+    real, fake = normal(200, 16).astype(np.float32), normal(250, 16, seed=1, mean=0.3, scale=1.2).astype(np.float32)
+    found = precision_recall(real, fake, 5)
+    np.testing.assert_allclose((found.precision, found.recall, found.density, found.coverage), prdc(real, fake, 5), rtol=1e-5)
+
+
+def test_equal_images_lie_in_each_others_balls_although_these_have_no_size(monkeypatch):
+    real = np.repeat(normal(5, 64, scale=30.0), 4, axis=0).astype(np.float32)  # each is there four times: its third neighbour is itself
+    for block_bytes in (1, 2**20):
+        monkeypatch.setattr("darkroom.evaluation.neighbours.BLOCK_BYTES", block_bytes)
+        found = precision_recall(real, real[::-1], 3)
+        assert (found.precision, found.recall, found.coverage) == (1, 1, 1)
+
+
+def test_the_crossed_frechet_distance_leaves_out_the_photos_of_the_captions():
+    photos, sources = normal(40, 4), np.arange(60) % 40
+    images = normal(60, 4, seed=1)
+    images[sources % 2 == 0] += photos[sources[sources % 2 == 0]]
+    even, odd = sources % 2 == 0, sources % 2 == 1
+    expected = frechet_distance(images[even], photos[1::2]) + frechet_distance(images[odd], photos[::2])
+    assert crossed_frechet_distance(images, photos, sources) == pytest.approx(expected / 2)
+
+
+NAMES = ("kid", "frechet_distance", "precision", "recall", "density", "coverage")
+
+
+def measured(samples, held_out, train, **changes):
+    given = {"sources": np.arange(len(samples)) % len(held_out), "num_neighbours": 3} | changes
+    mean_colours = np.full((min(len(held_out), 128), samples.shape[1]), 5.0) + normal(
+        min(len(held_out), 128), samples.shape[1], 9, scale=0.1
+    )
+    return distance_metrics(FeatureSets(samples, held_out, train), mean_colours, **given)
+
+
+def test_samples_that_are_fresh_photos_reach_what_photos_reach_and_chance_is_far_away():
+    found = [measured(normal(200, 8, 3 * s), normal(100, 8, 3 * s + 1), normal(900, 8, 3 * s + 2)) for s in range(20)]
+    mean = {key: np.mean([each[key] for each in found]) for key in found[0]}
+    spread = {key: np.std([each[key] for each in found]) for key in found[0]}
+    for name in NAMES:
+        assert abs(mean[name] - mean[f"{name}_photos"]) < 1.2 * spread[name], name  # of single reports; their mean is 4.5 times as exact
+    assert mean["kid_chance"] > 100 * spread["kid"]
+    assert mean["frechet_distance_chance"] > 10 * mean["frechet_distance_photos"]
+    for name in ("precision", "recall", "density", "coverage"):
+        assert mean[f"{name}_chance"] < 0.05
+        assert mean[f"{name}_photos"] > 0.3
+    assert 0.2 < mean["kid_p"] < 0.8
+    assert all(each["kid_high"] > 0 for each in found)
+
+
+def test_distances_that_depend_on_the_number_take_as_many_samples_as_training_photos():
+    samples, held_out, train = normal(300, 8), normal(100, 8, seed=1), normal(120, 8, seed=2)
+    many, few = measured(samples, held_out, train), measured(samples[:120], held_out, train)
+    assert {key for key in many if many[key] != few[key]} == {"kid", "kid_standard_error", "kid_high", "kid_p"}
+    # and the training photos stand in their places
+    swapped = measured(train, held_out, samples[:120])
+    assert all(swapped[f"{name}_photos"] == few[name] for name in NAMES)
+
+
+def test_the_kernel_and_the_number_of_neighbours_change_the_metrics():
+    sets = normal(80, 8, mean=0.2), normal(60, 8, seed=1), normal(90, 8, seed=2)
+    plain, gaussian, more = measured(*sets), measured(*sets, kernel="gaussian"), measured(*sets, num_neighbours=5)
+    by_kernel = {key for key in plain if plain[key] != gaussian[key]}
+    assert {"kid", "kid_photos", "kid_chance"} <= by_kernel <= {key for key in plain if key.startswith("kid")}
+    assert {key for key in plain if plain[key] != more[key]} <= {key for key in plain if not key.startswith(("kid", "frechet"))}
+    assert plain["precision"] != more["precision"]

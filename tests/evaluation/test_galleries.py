@@ -1,7 +1,17 @@
 import numpy as np
 from PIL import Image
 
-from darkroom.evaluation.galleries import Gallery, Tile, nearest_gallery, reconstruction_gallery, sample_gallery, write_gallery
+from darkroom.evaluation.features import ArrayImages
+from darkroom.evaluation.galleries import (
+    Gallery,
+    Tile,
+    comparison_gallery,
+    nearest_gallery,
+    reconstruction_gallery,
+    sample_gallery,
+    worst_gallery,
+    write_gallery,
+)
 from darkroom.evaluation.neighbours import Memorization
 from darkroom.pixels import GAP, picture_grid
 
@@ -9,10 +19,33 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8
 
 
 def test_samples_are_shown_in_their_order_with_their_prompts():
-    gallery = sample_gallery(IMAGES, [f"cat {index}" for index in range(12)], 3)
+    gallery = sample_gallery(ArrayImages(IMAGES), [f"cat {index}" for index in range(12)], 3)
     assert [tile.label for tile in gallery.tiles] == ["cat 0", "cat 1", "cat 2"]
     np.testing.assert_array_equal(np.concatenate([tile.images for tile in gallery.tiles]), IMAGES[:3])
     assert "first 3 of 12" in gallery.note
+
+
+def test_the_worst_prompts_have_the_lowest_mean_and_show_their_worst_samples_first():
+    prompts = ["good", "bad", "good", "middling", "bad", "good", "bad", "bad"]
+    fit = np.array([9.0, 2.0, 8.0, 5.0, 1.0, -8.0, 3.0, 4.0])  # one failure does not make a prompt bad
+    gallery = worst_gallery(ArrayImages(IMAGES[:8]), prompts, fit, "CLIP score", 2)
+    assert gallery.title == "Worst prompts"
+    assert [tile.label for tile in gallery.tiles] == ["2.5 · bad", "3.0 · good"]
+    np.testing.assert_array_equal(gallery.tiles[0].images, IMAGES[[4, 1, 6]])
+    assert gallery.note == "The 2 that fit worst of 3, by their CLIP score."
+
+
+def test_samples_of_one_prompt_are_ranked_one_by_one():
+    gallery = worst_gallery(ArrayImages(IMAGES[:3]), ["a cat"] * 3, np.array([3.0, 1.0, 2.0]), "nearness", 2)
+    assert gallery.title == "Worst samples"
+    assert [tile.label for tile in gallery.tiles] == ["1.0 · a cat", "2.0 · a cat"]
+    np.testing.assert_array_equal(gallery.tiles[0].images, IMAGES[[1]])
+
+
+def test_the_champion_stands_beside_this_model_sample_by_sample():
+    gallery = comparison_gallery(ArrayImages(IMAGES[:4]), ArrayImages(IMAGES[4:7]), list("abcd"), 9)
+    assert [tile.label for tile in gallery.tiles] == ["a", "b", "c"]
+    np.testing.assert_array_equal(gallery.tiles[1].images, IMAGES[[1, 5]])
 
 
 def test_reconstructions_stand_beside_their_photos_with_their_psnr():

@@ -93,12 +93,18 @@ def test_the_form_refuses_what_makes_no_sense(field: str, value: Any) -> None:
         RunParams(**{field: value})
 
 
-def test_the_report_has_the_metrics_and_with_git_their_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_has_the_story_the_metrics_and_with_git_their_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "metrics.json").write_text('{"kid": 2.0}')
     (tmp_path / "dvc.yaml").write_text("stages: {bake: {cmd: 'true', outs: [bread]}}\nmetrics: [metrics.json]\n")
     Repo.init(str(tmp_path), no_scm=True)
     without_git = markdown(tmp_path)
+    assert without_git.startswith("## Metrics\n")  # no stage has told anything yet
+    (tmp_path / "data" / "report").mkdir(parents=True)
+    (tmp_path / "data" / "report" / "report.md").write_text("# Evaluation\n\n**Cats, all of them.**\n")
+    without_git = markdown(tmp_path)
+    assert without_git.startswith("# Evaluation\n\n**Cats, all of them.**\n")
+    assert f"The folder: `{tmp_path / 'data' / 'report'}`" in without_git
     assert "## Metrics\n" in without_git
     assert "| metrics.json | 2.0   |" in without_git
     assert '["bake"]' in without_git

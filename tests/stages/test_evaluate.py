@@ -218,7 +218,8 @@ def test_metrics_are_finite_named_in_the_glossary_and_shown(project):
     assert metrics["num_samples"] == 8
     html = (project / "data" / "report" / "report.html").read_text()
     for entry in (GLOSSARY | ADHERENCE).values():
-        assert f"<span>{entry.name}</span><p>{entry.meaning}</p>" in html.replace("&#39;", "'")
+        for text in (f"<span>{entry.name}</span>", entry.meaning, entry.fooled_by):
+            assert text in html.replace("&#39;", "'")
     assert read_index(project / "data" / "report")["content"]["eval_key"] == metrics["eval_key"]
 
 
@@ -270,7 +271,9 @@ def test_the_report_tells_what_it_was_measured_with_and_shows_pictures_and_curve
     assert len(re.findall(r"<img[^>]*>", html)) > 4 + 2 + 2
     assert not re.search(r"https?://|<script", re.sub(r"base64,[^\"]*", "", html))
     pictures = project / "data" / "report" / "pictures"
-    assert sorted(path.name for path in pictures.iterdir()) == ["coats.png", "nearest.png", "reconstructions.png", "samples.png"]
+    assert sorted(path.stem for path in pictures.iterdir()) == [
+        "coats", "nearest", "reconstructions", "samples", "worst", "worst_captions", "worst_photos"
+    ]  # fmt: skip
     assert Image.open(pictures / "samples.png").size == (4 * 16 + 3 * 2, 16)
 
 
@@ -337,12 +340,16 @@ class Recorder(NullTracker):
         self.metrics: dict[str, float] = {}
         self.images: dict[str, np.ndarray] = {}
         self.artifacts: list[str] = []
+        self.description = ""
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         self.metrics |= metrics
 
     def log_image(self, name: str, image: np.ndarray, step: int | None = None) -> None:
         self.images[name] = image
+
+    def describe(self, text: str) -> None:
+        self.description = text
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         assert path.is_file()
@@ -354,6 +361,7 @@ def test_numbers_pictures_and_the_page_go_to_the_tracker(project, monkeypatch):
     monkeypatch.setattr("darkroom.stage.stage_run", lambda *_, **__: nullcontext(recorder))
     metrics = evaluate(project, num_samples=8)
     assert recorder.metrics == {name: metrics[name] for name in GLOSSARY | ADHERENCE}
-    assert set(recorder.images) == {"samples", "nearest", "reconstructions", "coats"}
+    assert set(recorder.images) == {"samples", "nearest", "reconstructions", "coats", "worst", "worst_captions", "worst_photos"}
     assert all(image.dtype == np.uint8 for image in recorder.images.values())
     assert recorder.artifacts == ["report.html"]
+    assert recorder.description == (project / "data" / "report" / "report.md").read_text()

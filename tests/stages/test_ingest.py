@@ -138,6 +138,16 @@ def test_jpeg_shards_are_read_like_png_ones(tmp_path, raw):
     assert 0 < np.abs(png - jpeg).mean() < 3
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_photos_are_kept_at_full_size_too(tmp_path, raw, split):
+    ingest(raw, tmp_path / "data")
+    photos = ImageShards(tmp_path / "data/shards", split)
+    assert photos.with_full_size == list(range(len(photos)))
+    full, small = photos.full_images([0, 1]).astype(float), photos.images([0, 1]).astype(float)
+    assert full.shape == (2, 256, 256, 3)
+    assert np.abs(full.mean(axis=(1, 2)) - small.mean(axis=(1, 2))).max() < 3  # they show the same
+
+
 def test_two_photos_are_enough_and_one_is_not(tmp_path):
     photo(tmp_path / "raw", "a.png")
     with pytest.raises(ValueError, match=r"1 usable photo\(s\); required: at least 2"):

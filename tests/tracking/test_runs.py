@@ -62,8 +62,10 @@ def test_a_stage_that_ends_well_is_a_finished_child_of_a_finished_parent(project
     with run_of(project) as tracker:
         tracker.log_metrics({"train/loss": 0.5}, 10)
         tracker.log_image("samples", np.zeros((8, 8, 3), np.uint8), 10)
+        tracker.describe("| KID | 0.1 |")
         record = tracker.record
     child = run_info(project, record["run_id"])
+    assert child.data.tags["mlflow.note.content"] == "| KID | 0.1 |"  # what the page of a run shows first
     assert child.info.status == "FINISHED"
     assert child.info.run_name == "train_vae"
     assert child.data.metrics == {"train/loss": 0.5}

@@ -25,6 +25,7 @@ class Client:
     def __init__(self, *, seconds: float = 0.0, failures: int = 0) -> None:
         self.seconds, self.failures = seconds, failures
         self.metrics: list[tuple[str, float, int]] = []
+        self.tags: list[tuple[str, str]] = []
         self.status: str | None = None
         self.images: list[np.ndarray] = []
         self.copies: list[str] = []
@@ -37,6 +38,7 @@ class Client:
 
     def log_batch(self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
         self._work()
+        self.tags += [(tag.key, tag.value) for tag in tags]
         self.metrics += [(metric.key, metric.value, metric.step) for metric in metrics]
 
     def log_image(self, run_id: str, image: np.ndarray, **_: Any) -> None:
@@ -82,10 +84,11 @@ def test_the_jsonl_tracker_keeps_pictures_files_and_tags(tmp_path: Path) -> None
     tracker.log_image("grid", PICTURE)
     tracker.log_artifact(tmp_path / "report.html")
     tracker.set_tags({"colour": "black"})
+    tracker.describe("# Cats")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "pictures" / "samples-00000007.png")), PICTURE)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "pictures" / "grid.png")), PICTURE)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert lines[2:] == [{"artifact": "report.html"}, {"tags": {"colour": "black"}}]
+    assert lines[2:] == [{"artifact": "report.html"}, {"tags": {"colour": "black"}}, {"description": "# Cats"}]
 
 
 def test_both_trackers_hear_everything_and_the_second_gives_the_record(tmp_path: Path) -> None:
@@ -97,8 +100,10 @@ def test_both_trackers_hear_everything_and_the_second_gives_the_record(tmp_path:
     both.log_image("a", PICTURE, 1)
     both.log_artifact(tmp_path / "file")
     both.set_tags({"a": "b"})
+    both.describe("# Cats")
     second.close("FINISHED")
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 5
+    assert client.tags == [("a", "b"), ("mlflow.note.content", "# Cats")]
     assert client.metrics == [("loss", 2.0, 1)]
     assert len(client.images) == 1
     assert client.copies == ["hello"]
@@ -112,6 +117,7 @@ def test_the_null_tracker_keeps_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     tracker.log_image("a", PICTURE)
     tracker.log_artifact(tmp_path)
     tracker.set_tags({})
+    tracker.describe("# Cats")
     assert list(tmp_path.iterdir()) == []
     assert tracker.record["run_id"] is None
 
@@ -152,6 +158,15 @@ def test_a_batch_is_never_larger_than_mlflow_takes(monkeypatch: pytest.MonkeyPat
     tracker.log_params({f"p{i}": "1" for i in range(150)})
     tracker.close("FINISHED")
     assert sorted(sizes) == [50, 100, 500, 1000]
+
+
+def test_a_description_loses_the_lines_that_mlflow_would_refuse() -> None:
+    client = Client()
+    tracker = tracker_on(client)
+    tracker.describe("x" * 4990 + "\nlast words\nlost")
+    tracker.describe("x" * 4990 + "\nend words")
+    tracker.close("FINISHED")
+    assert [text for _, text in client.tags] == ["x" * 4990 + "\n", "x" * 4990 + "\nend words"]
 
 
 def test_a_picture_may_be_overwritten_after_it_was_logged() -> None:

@@ -137,3 +137,25 @@ def test_the_loss_is_the_weighted_squared_error(make):
     batch = task.batch(range(4))
     loss, _ = task.loss(lambda x, t, context: batch["target"] + 2.0, batch)
     assert loss.item() == pytest.approx(4 * batch["weights"].mean().item(), rel=1e-5)
+
+
+def test_the_losses_of_the_quarters_add_up_to_the_loss_and_each_has_its_own_timesteps(make):
+    task = make()
+    batch = task.batch(range(40))
+    loss, logs = task.loss(lambda x, t, context: batch["target"] + 1.0 + t.view(-1, 1, 1, 1), batch)
+    assert list(logs) == [f"loss_quarter_{number}" for number in (1, 2, 3, 4)]
+    totals = torch.stack(list(logs.values()))
+    assert totals[:, 1].sum() == 40
+    assert totals[:, 0].sum().item() == pytest.approx(40 * loss.item(), rel=1e-5)
+    errors = batch["weights"] * (1.0 + batch["timesteps"]) ** 2
+    second = (batch["timesteps"] >= 250) & (batch["timesteps"] < 500)
+    assert logs["loss_quarter_2"].tolist() == pytest.approx([errors[second].sum().item(), second.sum().item()], rel=1e-5)
+    assert not logs["loss_quarter_2"].requires_grad
+
+
+@torch.no_grad()
+def test_the_quarters_of_the_held_out_loss_are_equally_large_parts_of_it(make):
+    found = make().validate(torch.device("cpu"))
+    quarters = [found[f"loss_quarter_{number}"] for number in (1, 2, 3, 4)]
+    assert sum(quarters) / 4 == pytest.approx(found["loss"], rel=0.05)
+    assert len(set(quarters)) == 4

@@ -1,6 +1,8 @@
 import sys
 
-from darkroom.training.launch import command
+import pytest
+
+from darkroom.training.launch import command, place
 
 
 def test_one_process_is_the_stage_itself():
@@ -24,3 +26,18 @@ def test_a_config_file_describes_the_machines():
     line = command("stages.train_unet", [], num_processes=16, config_file="two-nodes.yaml")
     assert line[line.index("--config_file") + 1] == "two-nodes.yaml"
     assert "--multi_gpu" not in line
+
+
+def test_a_stage_knows_its_place_among_its_processes(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert place("evaluate", 1) == (0, 1)
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert place("evaluate", 3) == (2, 3)
+
+
+def test_another_number_of_processes_than_asked_for_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(ValueError, match=r"evaluate\.num_processes is 2, but 1 run\. .*launch --num_processes 2 stages\.evaluate"):
+        place("evaluate", 2)

@@ -1,3 +1,4 @@
+import csv
 import os
 import signal
 import subprocess
@@ -72,6 +73,45 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog):
     whole = LineTask()
     fit(whole, tmp_path / "whole")
     torch.testing.assert_close(weights(again), weights(whole), rtol=0, atol=0)
+
+
+class Counts(LineTask):
+    """Logs what it counts: errors above a limit, at every third step only."""
+
+    def loss(self, net, batch):
+        loss, logs = super().loss(net, batch)
+        step = int(batch.get("step", 0))
+        counted = 4.0 if step % 3 == 0 else 0.0
+        return loss, {**logs, "counted": torch.tensor([2.0 * step * counted, counted])}
+
+    def batch(self, positions):
+        return {**super().batch(positions), "step": torch.tensor(positions.start // 8)}
+
+
+def test_a_sum_and_a_count_become_their_ratio_over_all_steps_since_the_last_row(tmp_path):
+    curves = fit(Counts(), tmp_path, log_every=4)
+    assert [row["counted"] for row in curves.train] == [2 * (0 + 3) / 2, 2 * 6, 2 * 9]
+
+
+def test_a_ratio_with_nothing_counted_is_left_out_of_its_row_and_empty_in_the_file(tmp_path):
+    curves = fit(Counts(), tmp_path / "scratch", log_every=2)
+    assert [row.get("counted") for row in curves.train] == [0, 6, None, 12, 18, None]
+    curves.write(tmp_path)
+    with (tmp_path / "curves" / "train.csv").open(newline="") as file:
+        assert [row["counted"] for row in csv.DictReader(file)] == ["0.0", "6.0", "", "12.0", "18.0", ""]
+
+
+def test_counts_survive_an_interruption(tmp_path):
+    class StopsInBetween(Counts):
+        def batch(self, positions):
+            if positions.start == 4 * 8:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().batch(positions)
+
+    expected = fit(Counts(), tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        fit(StopsInBetween(), tmp_path / "cut")
+    assert fit(Counts(), tmp_path / "cut") == expected
 
 
 def test_gradient_accumulation_changes_nothing_but_memory(tmp_path):

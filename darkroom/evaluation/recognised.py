@@ -1,0 +1,242 @@
+"""recognised: the share of pictures in which a classifier sees the subject of the photos, from the photo to the sample.
+
+The classifier names one of ImageNet's 1000 classes for each picture. The subject is a set of classes: those that training photos get
+and spoilt pictures do not. Then held-out photos, their reconstructions and the samples are counted, and the step that loses most
+is named.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.stats import binomtest, fisher_exact
+
+from darkroom.data.shards import MAX_FULL, ImageShards
+from darkroom.evaluation.canaries import mean_colour
+from darkroom.evaluation.features import Images, ImageSource, MappedImages
+from darkroom.evaluation.story import Funnel, FunnelStep
+from darkroom.progress import progress
+
+Classify = Callable[[Images], NDArray[np.float32]]  # images of any size -> scores (B, 1000)
+Classes = NDArray[np.int64]  # (N,), the number of the class of each picture
+Features = NDArray[np.float32]  # (B, D)
+
+MAX_COUNTED = 1000  # pictures of a step: a share is certain to 3 % then
+MAX_SPOILT = 48  # photos of which pictures without a subject are made
+LEAST_SHARE, LEAST_PHOTOS = 0.02, 3  # a class of the subject has at least this share of the photos, and this number
+TIMES_SPOILT = 2.0  # and at least this many times the share of spoilt pictures
+CLEAR = 0.5  # the classes of the subject hold at least this share of the photos; otherwise the classifier does not know the subject
+LEVEL = 0.05  # of the test that finds a loss
+NAMES_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What the funnel counts, and the training photos that decide on the classes."""
+
+    train: ImageShards
+    held_out: ImageShards
+    reconstructions: ImageSource  # of held-out photos
+    samples: ImageSource
+
+
+@dataclass(frozen=True)
+class Recognised:
+    metrics: dict[str, float]  # empty if the funnel is
+    funnel: Funnel
+
+
+@dataclass
+class SeenClasses:
+    """Features of a classifier, for an `Extractor`; the classes of the same images are remembered and need no second pass."""
+
+    features_and_scores: Callable[[Images], tuple[Features, NDArray[np.float32]]]
+    _seen: list[Classes] = field(default_factory=list)
+
+    def __call__(self, images: Images) -> Features:
+        features, scores = self.features_and_scores(images)
+        self._seen.append(scores.argmax(axis=1))
+        return features
+
+    def take(self) -> Classes:
+        """The classes of all images since the last call."""
+        seen, self._seen = self._seen, []
+        return np.concatenate(seen)
+
+
+def measure_recognised(
+    classify: Classify,
+    pictures: Pictures,
+    classes: Sequence[int | str] = (),  # of the subject; none = found from the training photos
+    *,
+    batch_size: int,
+    held_out: Classes | None = None,  # of the held-out photos at the working side, if a pass for features has seen them
+    samples: Classes | None = None,
+) -> Recognised:
+    """`recognised` of samples and its steps, each with a 95 % interval (Clopper-Pearson); or a sentence why there is none.
+
+    Raises:
+        ValueError: `classes` names a class that ImageNet does not have.
+    """
+
+    def see(source: ImageSource, limit: int, desc: str) -> Classes:
+        return classes_of(classify, source, limit=limit, batch_size=batch_size, desc=desc)
+
+    subject = class_numbers(classes)
+    if not subject:
+        deciding, spoilt = _deciding(pictures.train, see)
+        subject = find_subject(deciding, spoilt)
+        held = float(np.isin(deciding, subject).mean())
+        if held < CLEAR:
+            return Recognised({}, Funnel([], _diffuse(subject, held)))
+    seen = {f"photos at {pictures.held_out.size} px": see(pictures.held_out, MAX_COUNTED, "photos") if held_out is None else held_out}
+    if len(pictures.held_out.with_full_size):
+        seen = {"photos at full size": see(FullSize(pictures.held_out), MAX_FULL, "photos at full size")} | seen
+    chance = see(MappedImages(pictures.held_out, mean_colour), MAX_FULL, "mean colours")
+    seen["reconstructions"] = see(pictures.reconstructions, MAX_COUNTED, "reconstructions")
+    seen["samples"] = see(pictures.samples, MAX_COUNTED, "samples") if samples is None else samples
+    return summarise([count(name, found, subject) for name, found in seen.items()], count("mean colours", chance, subject), subject)
+
+
+@dataclass(frozen=True)
+class FullSize:
+    """The photos of a split that are known at full size, as an `ImageSource`."""
+
+    photos: ImageShards
+
+    def __len__(self) -> int:
+        return len(self.photos.with_full_size)
+
+    def images(self, indices: Sequence[int]) -> Images:
+        return self.photos.full_images([self.photos.with_full_size[index] for index in indices])
+
+
+def classes_of(classify: Classify, source: ImageSource, *, limit: int, batch_size: int, desc: str) -> Classes:
+    """The classes with the highest scores, (N,), of the first `limit` images."""
+    num = min(len(source), limit)
+    starts = progress(range(0, num, batch_size), desc=f"classes of {desc}", unit="batch")
+    return np.concatenate([classify(source.images(range(start, min(start + batch_size, num)))).argmax(axis=1) for start in starts])
+
+
+def find_subject(photos: Classes, spoilt: Sequence[Classes]) -> tuple[int, ...]:
+    """The classes that photos get, and pictures in which nothing can be seen do not; the most frequent one first.
+
+    Args:
+        photos: classes of training photos.
+        spoilt: classes of such pictures, one array for each way to spoil them.
+    """
+    numbers, counts = np.unique(photos, return_counts=True)
+    frequent = counts >= max(LEAST_PHOTOS, LEAST_SHARE * len(photos))
+    order = np.argsort(-counts, kind="stable")
+    return tuple(
+        int(numbers[i])
+        for i in order
+        if frequent[i] and counts[i] >= TIMES_SPOILT * len(photos) * max(float(np.mean(found == numbers[i])) for found in spoilt)
+    )
+
+
+def class_names() -> list[str]:
+    """ImageNet's classes, in the order of the scores."""
+    from torchvision.models import SqueezeNet1_0_Weights
+
+    return list(SqueezeNet1_0_Weights.DEFAULT.meta["categories"])
+
+
+def class_numbers(classes: Sequence[int | str]) -> tuple[int, ...]:
+    """
+    Raises:
+        ValueError: a name or a number that is none of ImageNet's classes.
+    """
+    names = class_names()
+    numbers = {name.lower(): number for number, name in enumerate(names)}
+    for named in classes:
+        if isinstance(named, int) and not 0 <= named < len(names):
+            raise ValueError(f"evaluate.recognised.classes: {named} is no class of ImageNet; they have the numbers 0 to {len(names) - 1}.")
+        if isinstance(named, str) and named.lower() not in numbers:
+            near = get_close_matches(named.lower(), numbers, n=3) or [name for name in numbers if named.lower() in name][:3]
+            hint = f"did you mean {', '.join(names[numbers[name]] for name in near)}?" if near else "write its name as torchvision does."
+            raise ValueError(f"evaluate.recognised.classes: ImageNet has no class {named!r}; {hint}")
+    return tuple(dict.fromkeys(named if isinstance(named, int) else numbers[named.lower()] for named in classes))
+
+
+def count(name: str, seen: Classes, subject: Sequence[int]) -> FunnelStep:
+    """The share of pictures whose class is one of the subject, with its 95 % interval."""
+    num = int(np.isin(seen, subject).sum())
+    interval = binomtest(num, len(seen)).proportion_ci()
+    return FunnelStep(name, num / len(seen), float(interval.low), float(interval.high), len(seen))
+
+
+def summarise(steps: Sequence[FunnelStep], chance: FunnelStep, subject: Sequence[int]) -> Recognised:
+    """The metrics and the funnel of the last three or four steps; neither if photos are not recognised more often than mean colours."""
+    first, photos, decoded, samples = steps[0], *steps[-3:]
+    if first.low <= chance.high:
+        sentence = (
+            f"The classifier does not recognise the subject: {_percent(first)}, and {chance.share:.0%} of {chance.num_pictures} pictures "
+            f"of one colour. {_called(subject)}"
+        )
+        return Recognised({}, Funnel([], sentence))
+    metrics = _with_interval("recognised", samples) | _with_interval("recognised_reconstructions", decoded)
+    metrics |= {"recognised_photos": photos.share, "recognised_reconstructions_photos": photos.share}
+    metrics |= _with_interval("recognised_full", first) if first != photos else {}
+    metrics |= {f"{key}_chance": chance.share for key in ("recognised", "recognised_full", "recognised_reconstructions") if key in metrics}
+    return Recognised(metrics, Funnel(steps, f"{_greatest_loss(steps)} {_called(subject)}"))
+
+
+def blotches(images: Images) -> Images:
+    """Each image with 4 x 4 colours left of it."""
+    height, width = images.shape[1:3]
+    small = [Image.fromarray(image).resize((4, 4), Image.Resampling.BOX) for image in images]
+    return np.stack([np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)) for image in small])
+
+
+def noise(images: Images) -> Images:
+    """Noise of all colours for each image: the same one for the same image."""
+    seeds = (int(image.sum(dtype=np.int64)) for image in images)
+    return np.stack([np.random.default_rng(seed).integers(0, 256, images.shape[1:], np.uint8) for seed in seeds])
+
+
+def _deciding(train: ImageShards, see: Callable[[ImageSource, int, str], Classes]) -> tuple[Classes, list[Classes]]:
+    """Classes of training photos, at full size if they are known so, and of what spoiling leaves of them."""
+    source = FullSize(train) if len(train.with_full_size) else train
+    spoilt = [see(MappedImages(source, spoil), MAX_SPOILT, "spoilt photos") for spoil in (mean_colour, blotches, noise)]
+    return see(source, MAX_FULL, "training photos"), spoilt
+
+
+def _greatest_loss(steps: Sequence[FunnelStep]) -> str:
+    """Which stage loses the largest part of what it is given; a loss is one that Fisher's exact test does not take for chance."""
+    causes = {"photos at full size": f"The side of {steps[-3].name.removeprefix('photos at ')}", "reconstructions": "The U-Net"}
+    losses = []
+    for before, after in pairwise(steps):
+        table = [[round(step.share * step.num_pictures), round((1 - step.share) * step.num_pictures)] for step in (before, after)]
+        if fisher_exact(table, alternative="greater").pvalue < LEVEL / (len(steps) - 1):
+            losses.append((after.share / before.share, causes.get(before.name, "The VAE"), before, after))
+    if not losses:
+        return f"No stage loses the subject: the classifier recognises {_percent(steps[0])} and {_percent(steps[-1])}."
+    _, cause, before, after = min(losses, key=lambda loss: loss[0])
+    return f"{cause} loses the subject most: the classifier recognises {_percent(before)}, and {_percent(after)}."
+
+
+def _percent(step: FunnelStep) -> str:
+    return f"{step.share:.0%} of {step.num_pictures} {step.name}"
+
+
+def _called(subject: Sequence[int]) -> str:
+    names = [class_names()[number] for number in subject]
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return f"It calls the subject {', '.join(names[:NAMES_SHOWN])}{more}."
+
+
+def _diffuse(subject: Sequence[int], held: float) -> str:
+    found = f"{held:.0%} of the training photos are in classes that many of them share" if subject else "no class has many of them"
+    return (
+        f"Nothing is counted, because the classifier does not know what the photos show: {found}; required: {CLEAR:.0%}. "
+        "Name the classes of your subject in evaluate.recognised.classes, if ImageNet has them."
+    )
+
+
+def _with_interval(key: str, step: FunnelStep) -> dict[str, float]:
+    return {key: step.share, f"{key}_low": step.low, f"{key}_high": step.high}
