@@ -92,6 +92,15 @@ GLOSSARY: dict[str, Entry] = {
     "copied_fraction": Entry(
         "Copied fraction", "Share of samples closer to a training photo than the median held-out photo is: 0.5 if new, 1 if copied.",
         "Copies that the VAE blurred, and mirrored ones.", "lower", photos=0.5, chance="It is no measure of learning."),
+    "recognised": Entry(
+        "Recognised", "Share of samples that a classifier puts into the classes that it gives to the photos: is the subject there?",
+        "The texture of the subject without its shape: the classifier looks for fur rather than for a cat.", "higher"),
+    "recognised_full": Entry(
+        "Recognised at full size", "The same share of held-out photos at full size; what the working side loses, no model can learn.",
+        "Photos with a small subject: their middle square may not show it.", "higher", photos="It is measured on photos."),
+    "recognised_reconstructions": Entry(
+        "Recognised reconstructions", "The same share of held-out photos after the VAE; what it loses, no sample can show.",
+        "Sharp texture where the VAE was trained for it, in the wrong place.", "higher"),
     "clip_score": Entry(
         "CLIP score", "How well samples fit their prompts (100 times the cosine), by this run's own CLIP.", CAPTION_CLIP, "higher"),
     "retrieval_accuracy": Entry(
