@@ -15,6 +15,7 @@ from darkroom.demo.adherence import measure_adherence
 from darkroom.diffusion.denoiser import Denoise, make_denoiser
 from darkroom.diffusion.guidance import classifier_free
 from darkroom.evaluation.alignment import clip_metrics
+from darkroom.evaluation.canaries import check_extractor, mean_colour
 from darkroom.evaluation.distribution import distance_metrics
 from darkroom.evaluation.extractors import make_extractor
 from darkroom.evaluation.features import ArrayImages, FeatureSets
@@ -42,21 +43,23 @@ def run(stage: Stage[EvaluateParams]) -> None:
 
     rows = np.array(sources)
     features = FeatureSets.extract(extractor, ArrayImages(samples), held_out, train, batch_size=batch_size)
+    fitness = check_extractor(extractor, held_out, features.held_out, features.train, batch_size=batch_size)
     copies = memorization(features.samples, features.train, features.held_out, rows)
     photos, decoded = reconstruct(model.vae, held_out, batch_size=batch_size, device=model.device)
     demo = measure_adherence(prompts, samples, held_out.captions[: len(photos)], photos)
     measured = {
-        **distance_metrics(features, sources=rows, num_neighbours=params.num_neighbours),
-        **clip_metrics(model.clip, samples, prompts, held_out, batch_size=batch_size),
+        **distance_metrics(features, fitness.mean_colours, sources=rows, num_neighbours=params.num_neighbours, kernel=extractor.kernel),
+        **clip_metrics(model.clip, ArrayImages(samples), prompts, held_out, batch_size=batch_size),
         **bound_likelihood(model, PixelLikelihood.load(stage.inputs["vae"]), held_out, params),
         **{f"reconstruction_{name}": value for name, value in reconstruction_metrics(photos, decoded).items()},
+        **{f"reconstruction_{name}_chance": value for name, value in reconstruction_metrics(photos, mean_colour(photos)).items()},
         "copied_fraction": copies.copied_fraction,
     }
     metrics = [*demo.metrics, *explain(measured)]
     values = {metric.key: metric.value for metric in metrics}
     setting = {"photos": held_out.keys, "size": held_out.size, "prompts": prompts, "seeds": seeds, "features": extractor.name}
     identity = {"eval_key": hash_json(setting | sampling), "features": extractor.name}
-    write_json(out / "metrics.json", values | identity | {"num_samples": params.num_samples})
+    write_json(out / "metrics.json", measured | values | identity | {"num_samples": params.num_samples})
     stage.content["report"] = identity
     stage.tracker.log_metrics(values, step=0)
 
