@@ -73,10 +73,10 @@ CAPTION_CLIP = "The CLIP that measures it also conditioned the U-Net, and has se
 GLOSSARY: dict[str, Entry] = {
     "kid": Entry(
         "KID", "Distance of samples from held-out photos, unbiased for any number of them; 0 means no difference.",
-        "An extractor that does not see a difference; a model that copies its training photos.", "lower"),
+        "An extractor that does not see a difference, which the canaries show; a model that copies its training photos.", "lower"),
     "frechet_distance": Entry(
         "Fréchet distance", "FID's formula in the features named below; larger for fewer images, so read it beside that of photos.",
-        "The number of images: only distances of equally many compare.", "lower"),
+        "The number of images: only distances of equally many compare, as those of samples and of photos here do.", "lower"),
     "precision": Entry(
         "Precision", "Share of samples that lie among the held-out photos: are they plausible?",
         "One outlier among the photos has a large ball; repeating one good image gives 1.", "higher"),
@@ -104,7 +104,8 @@ GLOSSARY: dict[str, Entry] = {
     "clip_score": Entry(
         "CLIP score", "How well samples fit their prompts (100 times the cosine), by this run's own CLIP.", CAPTION_CLIP, "higher"),
     "retrieval_accuracy": Entry(
-        "Retrieval accuracy", "Share of samples whose own prompt fits them best among all prompts.", CAPTION_CLIP, "higher"),
+        "Retrieval accuracy", "Share of samples whose own prompt fits them best among all prompts; each prompt counts the same.",
+        CAPTION_CLIP, "higher"),
     "reconstruction_psnr": Entry(
         "Reconstruction PSNR", "How exactly the VAE reconstructs held-out photos, in dB; no sample can be sharper than that.",
         "Blur costs little: it averages what the VAE does not know.", "higher",
