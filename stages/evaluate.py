@@ -82,8 +82,8 @@ def draw(stage: Stage[EvaluateParams], model: TextToImage, prompts: Sequence[str
         return model.sample(some, seeds=their_seeds, **stage.params.sampling.model_dump(), batch_size=stage.params.batch_size)
 
     rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    settings = {"size": model.size, "batch_size": stage.params.batch_size, "rank": rank, "world": world}
-    return draw_samples(sample, prompts, seeds, stage.scratch / name, **settings)
+    path, batch_size = stage.scratch / name, stage.params.batch_size
+    return draw_samples(sample, prompts, seeds, path, size=model.size, batch_size=batch_size, rank=rank, world=world)
 
 
 def draw_champion(
