@@ -5,7 +5,6 @@ photo_losses.csv and pictures/. Distances are in the features of a named extract
 """
 
 import math
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,6 +27,7 @@ from darkroom.provenance import hash_json, write_json
 from darkroom.sampling.text_to_image import TextToImage
 from darkroom.source_code import code_identity
 from darkroom.stage import Contract, Stage
+from darkroom.training.launch import place
 
 
 def run(stage: Stage[EvaluateParams]) -> None:
@@ -81,7 +81,7 @@ def draw(stage: Stage[EvaluateParams], model: TextToImage, prompts: Sequence[str
     def sample(some: Sequence[str], their_seeds: Sequence[int]) -> np.ndarray:
         return model.sample(some, seeds=their_seeds, **stage.params.sampling.model_dump(), batch_size=stage.params.batch_size)
 
-    rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    rank, world = place(stage.name, stage.params.num_processes)
     path, batch_size = stage.scratch / name, stage.params.batch_size
     return draw_samples(sample, prompts, seeds, path, size=model.size, batch_size=batch_size, rank=rank, world=world)
 
