@@ -269,6 +269,9 @@ class EvaluateParams(Section):
     recognised: RecognisedParams = group(RecognisedParams, "The subject that a classifier looks for in photos and samples")
     num_neighbours: PositiveInt = Field(3, description="Nearest neighbours (k) of precision and recall")
     num_grid: PositiveInt = Field(32, description="Images per grid of the report")
+    champion: str = Field(
+        "", description="Model that draws the same prompts and seeds beside this one: a folder, models:/NAME@ALIAS or models:/NAME/VERSION"
+    )
     num_processes: PositiveInt = Field(1, description="Processes that draw samples, one per device; they change no number")
 
 

@@ -24,6 +24,18 @@ def model_folder(source: str | Path) -> Path:
     return registered_folder(str(source)) if str(source).startswith(REGISTERED) else Path(source)
 
 
+def find_model(source: str) -> tuple[Path, str]:
+    """The folder of a model, and what it is called: a registered version by its number, because an alias moves, else the folder.
+
+    Raises:
+        ValueError: the registry has no such version.
+    """
+    if not source.startswith(REGISTERED):
+        return Path(source), source
+    version, folder = registered_version(source)
+    return folder, version
+
+
 def initial_part(source: str, part: str) -> tuple[str, str]:
     """Where training finds the part (clip, vae or unet) of a model that it starts from.
 
@@ -39,5 +51,5 @@ def initial_part(source: str, part: str) -> tuple[str, str]:
     """
     if not source.startswith(REGISTERED):
         return source, ""
-    version, folder = registered_version(source)
+    folder, version = find_model(source)
     return str(folder / part), version

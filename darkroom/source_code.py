@@ -45,6 +45,7 @@ LOGS = ("logger", "logging")  # calls of theirs are for people
 Use = tuple[str, str]  # module, definition
 STARTED_BY: dict[Use, Use] = {  # what dvc.yaml starts stages with that reach this
     ("darkroom.training.loop", "train"): ("darkroom.training.launch", "main"),
+    ("darkroom.training.launch", "place"): ("darkroom.training.launch", "main"),
 }
 
 

@@ -1,7 +1,7 @@
 """Everything that `evaluate` measures: samples beside photos, networks on photos. Each part has a module of its own in this room."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -15,19 +15,32 @@ from darkroom.evaluation.alignment import clip_metrics
 from darkroom.evaluation.canaries import Fitness, check_extractor, too_few_references
 from darkroom.evaluation.copies import Copies, find_copies
 from darkroom.evaluation.distribution import distance_metrics
-from darkroom.evaluation.features import ArrayImages, Extractor, FeatureSets, Images, ImageSource
-from darkroom.evaluation.galleries import Gallery, nearest_gallery, reconstruction_gallery, sample_gallery, worst_gallery
+from darkroom.evaluation.features import ArrayImages, Extractor, FeatureSets, Images, ImageSource, eval_key
+from darkroom.evaluation.galleries import (
+    Gallery,
+    comparison_gallery,
+    nearest_gallery,
+    reconstruction_gallery,
+    sample_gallery,
+    worst_gallery,
+)
 from darkroom.evaluation.likelihood import PhotoModel, PixelLikelihood, denoisers_of, likelihood_metrics
 from darkroom.evaluation.neighbours import Groups, nearest
 from darkroom.evaluation.photo_losses import PhotoLosses, measure_photo_losses, photo_loss_galleries
 from darkroom.evaluation.recognised import Pictures, measure_recognised
 from darkroom.evaluation.reconstruction import chance_reconstruction_metrics, reconstruct, reconstruction_metrics
-from darkroom.evaluation.story import Funnel
+from darkroom.evaluation.story import Champion, Funnel
 from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.classifier import Classifier
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel
 from darkroom.pixels import map_pictures
+
+
+def choose_sources(held_out: Sequence[str], train: set[str], num: int) -> list[int]:
+    """Rows of held-out captions, starting with captions that no training photo has; rows repeat if `num` is larger."""
+    ordered = sorted(range(len(held_out)), key=lambda row: held_out[row] in train)
+    return [ordered[index % len(ordered)] for index in range(num)]
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,7 @@ class Measured:
 
     values: dict[str, float]  # key of metrics.json -> value
     unfit_because: str  # why no gate may decide on these values; "" = it may
+    features: FeatureSets
     fitness: Fitness  # of the feature extractor
     funnel: Funnel
     copies: Copies
@@ -106,16 +120,11 @@ def measure(compared: Comparison, networks: Networks, extractor: Extractor, para
         device=device,
     )
     if not fitness.unfit_because:
-        measured |= distance_metrics(
-            features,
-            fitness.mean_colours,
-            sources=compared.sources,
-            num_neighbours=params.num_neighbours,
-            kernel=extractor.kernel,
-        )
+        measured |= distances(features, fitness, compared, extractor, params)
     return Measured(
         values=measured,
         unfit_because=" ".join(filter(None, (fitness.unfit_because, too_few_references(len(held_out))))),
+        features=features,
         fitness=fitness,
         funnel=recognised.funnel,
         copies=copies,
@@ -124,6 +133,39 @@ def measure(compared: Comparison, networks: Networks, extractor: Extractor, para
         decoded=decoded,
         distances=None if fitness.unfit_because else nearest(features.samples, features.held_out)[1],
     )
+
+
+def comparison_key(
+    compared: Comparison, extractor: Extractor, *, seeds: Sequence[int], params: EvaluateParams, code: Mapping[str, str]
+) -> str:
+    """The `eval_key` of the report; `code` as of `eval_key`."""
+    return eval_key(
+        compared.held_out,
+        extractor,
+        prompts=compared.prompts,
+        seeds=seeds,
+        sampling=params.sampling.model_dump(),
+        settings=params.model_dump(include={"num_neighbours", "recognised"}) | {"num_train": len(compared.train)},
+        code=code,
+    )
+
+
+def measure_champion(
+    name: str, samples: ImageSource, compared: Comparison, measured: Measured, extractor: Extractor, params: EvaluateParams
+) -> Champion:
+    """The distances of another model's `samples`, drawn with the same prompts and seeds; none if the extractor is unfit."""
+    values: dict[str, float] = {}
+    if not measured.fitness.unfit_because:
+        features = replace(measured.features, samples=extractor.of(samples, limit=None, batch_size=params.batch_size, desc=name))
+        values = distances(features, measured.fitness, compared, extractor, params)
+    return Champion(name, values, comparison_gallery(compared.samples, samples, compared.prompts, max(1, params.num_grid // 2)))
+
+
+def distances(
+    features: FeatureSets, fitness: Fitness, compared: Comparison, extractor: Extractor, params: EvaluateParams
+) -> dict[str, float]:
+    num_neighbours, kernel = params.num_neighbours, extractor.kernel
+    return distance_metrics(features, fitness.mean_colours, sources=compared.sources, num_neighbours=num_neighbours, kernel=kernel)
 
 
 def galleries(compared: Comparison, measured: Measured, num: int) -> dict[str, Gallery]:
