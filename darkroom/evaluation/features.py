@@ -16,7 +16,9 @@ from darkroom.provenance import hash_json
 
 MAX_PHOTOS = 10_000  # photos of a split that are measured: the first in the order of their keys, which are hashes
 MEASURING = ("darkroom.evaluation.", "darkroom.models.classifier:")  # modules whose code shapes metrics; see `eval_key`
-SHOWING = tuple(f"darkroom.evaluation.{name}:" for name in ("galleries", "glossary", "report"))  # those that only show them
+SHOWING = tuple(  # those that only show them
+    f"darkroom.evaluation.{name}:" for name in ("charts", "galleries", "glossary", "photo_losses", "report", "story")
+)
 
 Images = NDArray[np.uint8]  # (B, H, W, 3)
 Features = NDArray[np.float32]  # (N, D)
