@@ -11,6 +11,7 @@ ARGS ?=
 PRESET ?= params.yaml
 RUN := $(if $(filter params.yaml,$(PRESET)),.,.scratch/demo-$(basename $(notdir $(PRESET))))
 CATS ?= 3000
+# Outside a git repository, as in an unzipped download, DVC must be told so.
 READY_DVC = { [ -d .dvc ] || dvc init --quiet --no-scm; } && { [ -e .git ] || dvc config --quiet --local core.no_scm true; }
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
@@ -28,6 +29,7 @@ help:  ## print this list
 	@sed -n 's/^\([a-z]*\):.*##/\1:/p' Makefile | awk -F': ' '{ printf "make %-9s %s\n", $$1, $$2 }'
 
 install: $(VENV)/.installed  ## install into .venv with the exact versions of constraints.txt (a few GB, a few minutes)
+	@$(READY_DVC)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(or $(PYTHON),false) -c '$(NEW_ENOUGH)' || { echo "Darkroom requires Python 3.11 or newer. Give its path: make install PYTHON=/path/to/python3.12"; exit 1; }
@@ -41,9 +43,9 @@ demo: install  ## draw toy cats (unless data/raw has photos), train, evaluate, r
 		echo "$(PRESET) runs in a copy of the project, $(RUN); your params.yaml and data/ are not changed."; \
 		mkdir -p $(RUN)/data && cd $(RUN) && rm -rf darkroom stages flows && cd - >/dev/null && \
 		cp -R darkroom stages flows dvc.yaml .dvcignore prefect.toml $(RUN)/ && \
-		darkroom params $(PRESET) > $(RUN)/params.yaml.tmp && mv $(RUN)/params.yaml.tmp $(RUN)/params.yaml; \
+		darkroom params $(PRESET) > $(RUN)/params.yaml.tmp && mv $(RUN)/params.yaml.tmp $(RUN)/params.yaml && \
+		cd $(RUN) && $(READY_DVC); \
 	fi
-	@cd $(RUN) && $(READY_DVC)
 	@cd $(RUN) && if [ -n "$$(ls -A data/raw 2>/dev/null)" ]; then \
 		echo "data/raw is not empty: training on its photos."; \
 	else \
@@ -58,7 +60,6 @@ demo: install  ## draw toy cats (unless data/raw has photos), train, evaluate, r
 	@echo "All runs   make ui$(if $(filter .,$(RUN)),, PRESET=$(PRESET))"
 
 test: install  ## run the tests as CI does; `make test ARGS=--run-slow` includes the slow ones
-	@$(READY_DVC)
 	pytest -n $(WORKERS) $(ARGS)
 
 lint: install  ## check with ruff and mypy

@@ -131,7 +131,8 @@ def _of_beginnings(clip: TrainClipParams, vae: TrainVaeParams, unet: TrainUnetPa
         yield (
             f"`train_unet.init` is {unet.init}, but {' and '.join(f'`{key}`' for key, is_new in new.items() if is_new)} would be trained "
             "anew, and the U-Net understands only those that it was trained with: set train_vae.init, and train_clip.mode: pretrained with "
-            "train_clip.pretrained, to the parts of the same model, or leave train_unet.init empty"
+            "train_clip.pretrained, to the parts of the same model (`darkroom tune --from MODEL` sets them all), or leave train_unet.init "
+            "empty"
         )
 
 

@@ -109,7 +109,8 @@ class TrainClipParams(TrainingParams):
         "scratch", description="scratch = new weights; finetune = train those of `pretrained`; pretrained = use them as they are"
     )
     pretrained: str = Field(
-        "", description='ViT-B-32::laion2b_s34b_b79k, ViT-B-32::weights.safetensors, hf-hub:OWNER/NAME or a folder; "" with mode: scratch'
+        "",
+        description='ARCH::TAG, e.g. ViT-B-32::laion2b_s34b_b79k, ARCH::FILE, hf-hub:OWNER/NAME, a folder or models:/NAME@ALIAS; "" = new',
     )
     text_layer: choices.TextLayerOrSource = Field(
         "source", description="Hidden states that the U-Net attends to; source = as in the folder `pretrained`, else last"
@@ -132,7 +133,9 @@ class TrainVaeParams(TrainingParams):
     steps: Steps = 800
     batch_size: BatchSize = 32
     lr: LearningRate = 2e-3
-    init: str = Field("", description="VAE to start from: a diffusers folder, used as it is with steps: 0; empty = new weights")
+    init: str = Field(
+        "", description="VAE to start from: a diffusers folder or models:/NAME@ALIAS, used as it is with steps: 0; empty = new weights"
+    )
     model: VaeModel = group(VaeModel, "Network of new weights; ignored with init")
     likelihood: choices.Likelihood = Field("gaussian", description="Likelihood of a pixel given its latents")
     decoder_scale: Positive = Field(
@@ -180,7 +183,7 @@ class TrainUnetParams(TrainingParams):
     weight_decay: WeightDecay = 0.01
     ema_decay: EmaDecay = 0.995
     init: str = Field(
-        "", description="U-Net to start from: IMPORTED/unet of `darkroom import`, used as it is with steps: 0; empty = new weights"
+        "", description="U-Net to start from: MODEL/unet or models:/NAME@ALIAS, used as it is with steps: 0; empty = new weights"
     )
     lora: LoraParams = group(LoraParams, "LoRA adapter that is trained instead of the weights of init")
     gradient_checkpointing: bool = Field(False, description="Keep less for the backward pass: less memory, a third more arithmetic")
@@ -266,6 +269,9 @@ class EvaluateParams(Section):
     recognised: RecognisedParams = group(RecognisedParams, "The subject that a classifier looks for in photos and samples")
     num_neighbours: PositiveInt = Field(3, description="Nearest neighbours (k) of precision and recall")
     num_grid: PositiveInt = Field(32, description="Images per grid of the report")
+    champion: str = Field(
+        "", description="Model that draws the same prompts and seeds beside this one: a folder, models:/NAME@ALIAS or models:/NAME/VERSION"
+    )
     num_processes: PositiveInt = Field(1, description="Processes that draw samples, one per device; they change no number")
 
 

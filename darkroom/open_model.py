@@ -1,11 +1,13 @@
-"""Open a model from a folder or from the MLflow registry."""
+"""Find a model in a folder or in the MLflow registry, to draw with it or to train from it."""
 
 from pathlib import Path
 
 import torch
 
 from darkroom.sampling.text_to_image import TextToImage
-from darkroom.tracking.registry import registered_folder
+from darkroom.tracking.registry import registered_folder, registered_version
+
+REGISTERED = "models:/"  # what the names of registered versions begin with
 
 
 def open_model(source: str | Path, device: torch.device | None = None) -> TextToImage:
@@ -19,4 +21,35 @@ def open_model(source: str | Path, device: torch.device | None = None) -> TextTo
 
 def model_folder(source: str | Path) -> Path:
     """The folder of a model, without loading it."""
-    return registered_folder(str(source)) if str(source).startswith("models:/") else Path(source)
+    return registered_folder(str(source)) if str(source).startswith(REGISTERED) else Path(source)
+
+
+def find_model(source: str) -> tuple[Path, str]:
+    """The folder of a model, and what it is called: a registered version by its number, because an alias moves, else the folder.
+
+    Raises:
+        ValueError: the registry has no such version.
+    """
+    if not source.startswith(REGISTERED):
+        return Path(source), source
+    version, folder = registered_version(source)
+    return folder, version
+
+
+def initial_part(source: str, part: str) -> tuple[str, str]:
+    """Where training finds the part (clip, vae or unet) of a model that it starts from.
+
+    Args:
+        source: train_vae.init, train_unet.init or train_clip.pretrained.
+
+    Returns:
+        `source` and "" unless it names a registered version; then the folder of the part, and `models:/NAME/VERSION`, because an alias
+        such as `champion` moves.
+
+    Raises:
+        ValueError: the registry has no such version.
+    """
+    if not source.startswith(REGISTERED):
+        return source, ""
+    folder, version = find_model(source)
+    return str(folder / part), version

@@ -3,6 +3,7 @@
 It looks into the folders that params.yaml names, so that a U-Net that does not fit its VAE is found before the first stage.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from darkroom.models.layers import use_gradient_checkpointing
 from darkroom.models.lora import add_lora
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import empty, read_json
+from darkroom.provenance import INDEX, check_made_with
 
 REMOTE = ("models:/", "hf-hub:")  # in the registry or on the hub: not a folder yet
 
@@ -79,6 +81,8 @@ def networks(sections: Mapping[str, Any]) -> dict[str, Part]:
     stride, channels = autoencoder.config.stride, autoencoder.config.latent_channels
     latent = (channels, side // stride, side // stride)
     denoiser = _unet(unet, latent, towers)
+    if unet.init:
+        _check_weights(unet.init, {"vae": vae.init, "clip": clip.pretrained})
     image = towers.image_size if towers.has_image_encoder else 0
     parts = {
         "train_vae": Part("train_vae", autoencoder, ((3, side, side), latent), trained=vae.steps > 0),
@@ -133,6 +137,14 @@ def _unet(params: TrainUnetParams, latent: tuple[int, int, int], towers: ClipTow
         with torch.device("meta"):
             add_lora(unet, **params.lora.model_dump(), seed=0)
     return unet
+
+
+def _check_weights(unet: str, folders: Mapping[str, str]) -> None:
+    """Refuse a U-Net that was made with other weights than those in `folders`, as far as their index.json says which these are."""
+    files = {part: Path(folder) / INDEX for part, folder in folders.items()}
+    contents = {part: json.loads(file.read_text(encoding="utf-8"))["content"] for part, file in files.items() if file.is_file()}
+    weights = {part: content["weights"] for part, content in contents.items() if "weights" in content}
+    check_made_with(Path(unet), {part: {"weights": value, "init": value} for part, value in weights.items()})
 
 
 def _stored(kind: type[Any], folder: str, key: str) -> Any:

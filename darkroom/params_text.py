@@ -155,19 +155,43 @@ def update_file(path: Path, preset: str | None = None) -> list[str]:
     Raises:
         ValueError: the file is missing or not YAML, has an unknown key, or would have a value out of range; it is left as it is.
     """
-    content = read_params(path)
-    text = path.read_text(encoding="utf-8")
-    text += "" if text.endswith("\n") else "\n"
+    text, content = _text_of(path)
     changes = {} if preset is None else merged(_left_behind(text, content), read_preset(preset))
     revision = Revision(text, content, changes, path)
     new = revision.result()
     if preset is not None:
         new = MADE_BY.sub(lambda found: f"{found[1]} {preset}", new, count=1)
+    _rewrite(path, text, new)
+    return [*revision.report, *([] if preset is None else revision.kept)]
+
+
+def set_values(path: Path, changes: Mapping[str, Any]) -> list[str]:
+    """Set values (section -> keys) in a params.yaml, and add the parameters that it lacks. Everything else stays.
+
+    Returns:
+        one line per change.
+
+    Raises:
+        ValueError: as `update_file`.
+    """
+    text, content = _text_of(path)
+    revision = Revision(text, content, changes, path)
+    _rewrite(path, text, revision.result())
+    return revision.report
+
+
+def _text_of(path: Path) -> tuple[str, dict[str, Any]]:
+    """The text of a params.yaml, with an end of line, and its content."""
+    content = read_params(path)
+    text = path.read_text(encoding="utf-8")
+    return text + ("" if text.endswith("\n") else "\n"), content
+
+
+def _rewrite(path: Path, old: str, new: str) -> None:
     checked(parse_yaml(new, path), path)
-    if new != text:
+    if new != old:
         with replacing(path) as tmp:
             tmp.write_text(new, encoding="utf-8")
-    return [*revision.report, *([] if preset is None else revision.kept)]
 
 
 def _left_behind(text: str, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,14 +8,22 @@ in `data/runs/<stage>.json`.
 
 import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+logger = logging.getLogger(__name__)
+
 INDEX = "index.json"
+IMPORT = "import"  # stands in the index instead of a stage if `darkroom import` wrote the folder
+PARTS_OF_UNET = {  # what a U-Net belongs to: its name, and the parameters that bring it
+    "vae": ("VAE", "train_vae.init: {}"),
+    "clip": ("text encoder", "train_clip.mode: pretrained with train_clip.pretrained: {}"),
+}
 
 
 def canonical_json(value: Any) -> str:
@@ -123,9 +131,10 @@ def read_index(folder: Path) -> dict[str, Any]:
             problem = f"has {file.stat().st_size} bytes instead of {entry['bytes']}"
         else:
             continue
+        again = f"Restore it with `dvc checkout {folder}` or make it again with `dvc repro --force --single-item {index['stage']}`."
         raise ValueError(
-            f"{file} {problem}, but {folder / INDEX} lists it, so it was changed after stage `{index['stage']}` wrote it. "
-            f"Restore it with `dvc checkout {folder}` or make it again with `dvc repro --force --single-item {index['stage']}`."
+            f"{file} {problem}, but {folder / INDEX} lists it, so it was changed after `{index['stage']}` wrote it. "
+            + ("Import the model again." if index["stage"] == IMPORT else again)
         )
     return index
 
@@ -146,3 +155,32 @@ def check_lineage(indexes: dict[str, dict[str, Any]]) -> None:
                     f"`{name}` was made from another `{ancestor}` (fingerprint {fingerprint[:12]}) than this one "
                     f"({indexes[ancestor]['fingerprint'][:12]}). Use the folders of one run, or make `{name}` again with `dvc repro`."
                 )
+
+
+def check_made_with(folder: Path, parts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a U-Net that was made with another VAE or text encoder than this run has: its latents or prompts mean something else.
+
+    A part fits if it has the weights that the U-Net was made with, or was trained further from them.
+
+    Args:
+        folder: of the U-Net; its index.json says what it was made with, otherwise a warning is logged.
+        parts: vae and clip -> the content of their index.json, with the fingerprints `weights` and `init` (what training began with).
+
+    Raises:
+        ValueError: a part is another one.
+    """
+    file = folder / INDEX
+    made_with = json.loads(file.read_text(encoding="utf-8"))["content"].get("made_with") if file.is_file() else None
+    if made_with is None:
+        logger.warning("%s does not say which VAE and text encoder the U-Net was made with: whether they fit is not checked", file)
+        return
+    wrong = [part for part, content in parts.items() if made_with[part] not in (content["weights"], content["init"])]
+    if wrong:
+        found = " and ".join(
+            f"{PARTS_OF_UNET[part][0]} {made_with[part][:12]} (here it is {parts[part]['weights'][:12]})" for part in wrong
+        )
+        settings = " and ".join(PARTS_OF_UNET[part][1].format(folder.parent / part) for part in wrong)
+        raise ValueError(
+            f"The U-Net of train_unet.init ({folder}) was made with other parts of a model than this run has: {found}. It would draw "
+            f"noise, or ignore prompts. Set {settings}; or `darkroom tune --from {folder.parent}`, which sets all of them."
+        )

@@ -8,7 +8,8 @@ tree. An edit of one of them re-runs the stage. These edits re-run nothing, beca
   call itself (so the text of a user error must never become part of an output);
 - the fields of parameter sections (`PARAMETERS`): their values stand in params.yaml, which DVC compares by itself, and a stage reaches
   no other section than its own;
-- modules that only watch (`WATCHING`): they refuse parameters, record, show progress or draw previews, and shape no output.
+- modules that only watch (`WATCHING`): they refuse parameters, record, show progress, draw previews or find a model (whose fingerprint is
+  in the key of checkpoints and in the output), and shape no output.
 
 The walk takes too much rather than too little: every name in a definition counts as a use of the global of that name.
 """
@@ -29,7 +30,8 @@ ROOT = Path(darkroom.__file__).resolve().parents[1]
 PACKAGES = ("darkroom", "stages")
 PARAMETERS, SECTIONS = ("darkroom.config", "darkroom.param_groups"), "SECTIONS"
 WATCHING = (
-    *("darkroom.agreement", "darkroom.ending", "darkroom.previews", "darkroom.progress", "darkroom.source_code", "darkroom.tracking"),
+    *("darkroom.agreement", "darkroom.ending", "darkroom.open_model", "darkroom.previews", "darkroom.progress"),
+    *("darkroom.source_code", "darkroom.tracking"),
     *(f"darkroom.tracking.{name}" for name in ("mlflow_tracker", "runs", "store", "tracker")),
 )
 CONTRACT = "STAGE"  # of the file of a stage: what its command runs
@@ -43,6 +45,7 @@ LOGS = ("logger", "logging")  # calls of theirs are for people
 Use = tuple[str, str]  # module, definition
 STARTED_BY: dict[Use, Use] = {  # what dvc.yaml starts stages with that reach this
     ("darkroom.training.loop", "train"): ("darkroom.training.launch", "main"),
+    ("darkroom.training.launch", "place"): ("darkroom.training.launch", "main"),
 }
 
 

@@ -32,9 +32,13 @@ def run(stage: Stage[CacheLatentsParams]) -> None:
     vae = load_model(AutoencoderKL, stage.inputs["vae"]).to(device).eval()
     clip = ClipTowers.load(stage.inputs["clip"]).to(device).eval()
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(params.precision, device)):
-        metrics = measure_vae(vae, clip, photos["val"], batch_size=params.batch_size, device=device)
+        metrics, gate = measure_vae(vae, clip, photos["val"], batch_size=params.batch_size, device=device), params.gate
+        if stage.indexes["clip"]["content"]["random_weights"]:
+            logger.warning("CLIP is not trained, so no Fréchet distance is measured in its features, and gate.max_frechet is not required")
+            metrics.pop("frechet", None)
+            gate = gate.model_copy(update={"max_frechet": None})
         stage.tracker.log_metrics({f"held_out/{name}": value for name, value in metrics.items()}, step=0)
-        check_gate(metrics, params.gate)
+        check_gate(metrics, gate)
         splits = {
             split: write_latents(
                 out, split=split, samples=encode_photos(vae, shards, params, device), samples_per_shard=params.samples_per_shard

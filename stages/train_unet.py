@@ -6,6 +6,8 @@ layout (EMA of the weights), diffusion.json (schedule, prediction, sampling defa
 `steps: 0` uses the U-Net of `init` as it is.
 """
 
+from pathlib import Path
+
 import torch
 from PIL import Image
 
@@ -16,25 +18,31 @@ from darkroom.diffusion.diffusion_config import DiffusionConfig
 from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.layers import use_gradient_checkpointing
 from darkroom.models.lora import add_lora, merge_lora, save_lora
-from darkroom.models.weights import hash_init, load_model, save_model
+from darkroom.models.weights import load_model, save_model
+from darkroom.open_model import initial_part
 from darkroom.previews import SamplePreview
-from darkroom.provenance import write_json
+from darkroom.provenance import check_made_with, write_json
 from darkroom.stage import Contract, Stage
 from darkroom.training.diffusion_task import DiffusionTask
-from darkroom.training.initial_models import initial_unet
+from darkroom.training.initial_models import initial_unet, only_caption
 from darkroom.training.loop import Curves, train
 
 
 def run(stage: Stage[TrainUnetParams]) -> None:
-    params, out = stage.params, stage.outs["unet"]
+    folder, version = initial_part(stage.params.init, "unet")
+    params, out = stage.params.model_copy(update={"init": folder}), stage.outs["unet"]
     latents, held_out = (LatentShards(stage.inputs["latents"], split) for split in ("train", "val"))
     vae = load_model(AutoencoderKL, stage.inputs["vae"])
-    unet, init = initial_unet(params, latents), hash_init(params.init)
+    unet = initial_unet(params, latents)
+    init = unet.fingerprint() if params.init else ""
+    parts = {part: stage.indexes[part]["content"] for part in ("vae", "clip")}
+    if params.init:
+        check_made_with(Path(params.init), parts)
     if params.gradient_checkpointing:
         use_gradient_checkpointing(unet)
     if params.lora.rank:
         add_lora(unet, **params.lora.model_dump(), seed=params.seed)
-    diffusion = DiffusionConfig.from_params(params)
+    diffusion = DiffusionConfig.from_params(params, only_caption=only_caption(params, latents))
     preview = SamplePreview(
         unet,
         vae=vae,
@@ -75,7 +83,8 @@ def run(stage: Stage[TrainUnetParams]) -> None:
     diffusion.save(out)
     curves.write(out)
     write_json(out / "metrics.json", curves.last_validation())
-    stage.content["unet"] = {"init": init}
+    made_with = {part: content["weights"] for part, content in parts.items()}
+    stage.content["unet"] = {"init": init, "version": version, "made_with": made_with}
 
 
 STAGE = Contract("train_unet", run, reads=("latents", "vae", "clip"), writes=("unet",))

@@ -15,7 +15,8 @@ from darkroom.config import TrainVaeParams
 from darkroom.data.shards import ImageShards
 from darkroom.device import best_device
 from darkroom.evaluation.reconstruction import reconstruct, reconstruction_metrics
-from darkroom.models.weights import hash_init, save_model
+from darkroom.models.weights import save_model
+from darkroom.open_model import initial_part
 from darkroom.previews import reconstruction_grid
 from darkroom.provenance import write_json
 from darkroom.stage import Contract, Stage
@@ -25,9 +26,11 @@ from darkroom.training.vae_task import VaeTask, measure_latents
 
 
 def run(stage: Stage[TrainVaeParams]) -> None:
-    params, out = stage.params, stage.outs["vae"]
+    folder, version = initial_part(stage.params.init, "vae")
+    params, out = stage.params.model_copy(update={"init": folder}), stage.outs["vae"]
     photos, held_out = (ImageShards(stage.inputs["shards"], split) for split in ("train", "val"))
-    vae, init = initial_vae(params, size=photos.size), hash_init(params.init)
+    vae = initial_vae(params, size=photos.size)
+    init = vae.fingerprint() if params.init else ""
 
     def preview(device: torch.device) -> np.ndarray:
         return reconstruction_grid(vae, held_out, num=params.num_pictures, batch_size=params.micro_batch, device=device)
@@ -52,7 +55,7 @@ def run(stage: Stage[TrainVaeParams]) -> None:
     write_json(out / "metrics.json", metrics | {"scaling_factor": vae.config.scaling_factor, "shift_factor": vae.config.shift_factor})
     Image.fromarray(preview(device)).save(out / "reconstructions.png")
     stage.tracker.log_metrics({f"held_out/{key}": value for key, value in metrics.items()}, params.steps)
-    stage.content["vae"] = {"init": init, "metrics": metrics}
+    stage.content["vae"] = {"init": init, "version": version, "weights": vae.fingerprint(), "metrics": metrics}
 
 
 STAGE = Contract("train_vae", run, reads=("shards",), writes=("vae",))

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,11 +90,43 @@ def test_demo_takes_the_photos_that_are_there(clone: Path) -> None:
     assert [path.name for path in (clone / "data" / "raw").iterdir()] == ["mine.jpg"]
 
 
-@pytest.mark.parametrize("target", ["demo", "test"])
+@pytest.mark.parametrize("target", ["install", "demo", "test"])
 def test_dvc_is_prepared_where_it_must(clone: Path, target: str) -> None:
     pretend(clone, "pytest", "")
     make(clone, target)
     assert calls(clone)[:2] == ["dvc init --quiet --no-scm", "dvc config --quiet --local core.no_scm true"]
+
+
+def test_dvc_is_prepared_in_the_copy_too(clone: Path) -> None:
+    make(clone, "demo", "PRESET=toy-quick")
+    run = clone / ".scratch" / "demo-toy-quick"
+    assert (run / ".dvc").is_dir()
+    assert calls(run)[:2] == ["dvc init --quiet --no-scm", "dvc config --quiet --local core.no_scm true"]
+
+
+@pytest.mark.slow
+def test_an_unzipped_download_needs_no_git(tmp_path: Path) -> None:
+    """With the real DVC, on a machine without git: `make install`, photos, `dvc repro`, as the README says."""
+    root, commands = tmp_path / "darkroom", tmp_path / "commands"
+    commands.mkdir()
+    found = {command.name: command for folder in ("/usr/bin", "/bin") for command in Path(folder).iterdir() if command.is_file()}
+    for name, command in found.items():
+        if not name.startswith("git"):
+            (commands / name).symlink_to(command)
+    for name in COPIED:
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FILES:
+        shutil.copy(ROOT / name, root / name)
+    environment = {"PATH": f"{Path(sys.executable).parent}:{commands}", "HOME": str(tmp_path), "PYTHONPATH": str(root)}
+    environment |= {"DARKROOM_TRACKING": "off", "DVC_NO_ANALYTICS": "1"}
+    assert shutil.which("git", path=environment["PATH"]) is None
+    venv = root / ".venv"  # what `make install` has made
+    (venv / "bin").mkdir(parents=True)
+    (venv / ".installed").touch()
+    for words in (["make", "install"], ["darkroom", "demo-data", "data/raw", "--num-cats", "12"], ["dvc", "repro", "ingest"]):
+        ended = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert (root / "data" / "shards" / "index.json").is_file()
 
 
 def test_demo_leaves_dvc_as_it_is_in_a_git_checkout(clone: Path) -> None:

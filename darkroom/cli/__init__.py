@@ -16,12 +16,14 @@ from darkroom.cli.draw import edit, interpolate, sample
 from darkroom.cli.models import export_model, import_model, promote, rollback
 from darkroom.cli.params import params, plan
 from darkroom.cli.photos import demo_data, doctor
+from darkroom.cli.tune import tune
 from darkroom.ending import stoppable
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo-data": demo_data,
     "params": params,
     "plan": plan,
+    "tune": tune,
     "doctor": doctor,
     "sample": sample,
     "edit": edit,

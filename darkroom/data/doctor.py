@@ -18,6 +18,7 @@ from darkroom.progress import progress
 
 # Files that are never opened to see whether they are photos.
 TEXT_SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".rst", ".html", ".xml", ".yaml", ".yml", ".toml", ".py", ".sh")
+LARGE_SHARE = 0.9  # of the photos; a caption with more is remarked on
 NAMED_IN_ERRORS = 3  # examples that a message gives
 
 
@@ -226,6 +227,11 @@ def remarks(findings: Findings, params: IngestParams) -> list[str]:
     if findings.accepted and set(findings.caption_sources()) == {TEMPLATE}:
         sources = ", ".join(params.captions) or "none"
         lines.append(f"no photo has a caption of its own (sources: {sources}); all use the template {params.caption_template!r}")
+    if findings.accepted:
+        (caption, number), *_ = Counter(photo.caption.text for photo in findings.accepted).most_common(1)
+        if number > LARGE_SHARE * len(findings.accepted):
+            share = f"{number} of {len(findings.accepted)} photos ({number / len(findings.accepted):.1%})"
+            lines.append(f"{share} have the caption {caption!r}: other prompts will steer little, or nothing if it is all of them")
     if upscaled := findings.upscaled(params.side):
         lines.append(f"{len(upscaled)} photos are smaller than {params.side} px and were enlarged, e.g. {upscaled[0].source}")
     if rows := findings.rows_without_photo:

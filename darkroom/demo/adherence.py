@@ -8,11 +8,13 @@ from numpy.typing import NDArray
 
 from darkroom.demo.pen import Colour
 from darkroom.demo.toy_cats import COATS, OTHER_COLOURS, parse_caption
+from darkroom.evaluation.features import ImageSource
 from darkroom.evaluation.galleries import Gallery, Tile
 from darkroom.evaluation.glossary import Entry, Metric, explain
 
 Images = NDArray[np.uint8]  # (B, H, W, 3)
 IN_A_ROW = 8  # images of one coat
+AT_A_TIME = 64  # images in memory
 ADHERENCE = {  # key in metrics.json -> what is known of it
     "prompt_adherence": Entry(
         "Prompt adherence", "Share of the samples whose cat has the coat colour that the prompt names.",
@@ -26,25 +28,25 @@ class Adherence:
     galleries: dict[str, Gallery] = field(default_factory=dict)  # file name without suffix -> gallery
 
 
-def measure_adherence(prompts: Sequence[str], samples: Images, captions: Sequence[str], photos: Images) -> Adherence:
+def measure_adherence(prompts: Sequence[str], samples: ImageSource, captions: Sequence[str], photos: ImageSource) -> Adherence:
     """Metrics and a gallery of coat colours; nothing if the prompts are not captions of toy cats.
 
     Args:
         prompts: one per sample.
-        samples: (N, H, W, 3).
+        samples: they are read a few at a time.
         captions: one per photo.
-        photos: held-out photos (M, H, W, 3), on which the measure itself is checked.
+        photos: held-out photos, on which the measure itself is checked.
     """
     coats, coats_of_photos = coats_of(prompts), coats_of(captions)
     if coats is None:
         return Adherence()
-    found = coat_colour(samples, COATS, OTHER_COLOURS)
+    found = _coats_of_images(samples)
     galleries = {"coats": coat_gallery(samples, coats, found, list(COATS))}
     if coats_of_photos is None:
         return Adherence(galleries=galleries)
     metrics = {
         "prompt_adherence": prompt_adherence(found, coats),
-        "prompt_adherence_photos": prompt_adherence(coat_colour(photos, COATS, OTHER_COLOURS), coats_of_photos),
+        "prompt_adherence_photos": prompt_adherence(_coats_of_images(photos), coats_of_photos),
     }
     return Adherence(explain(metrics, ADHERENCE), galleries)
 
@@ -53,6 +55,12 @@ def coats_of(captions: Sequence[str]) -> list[str] | None:
     """The coat that each caption names; None if one of them is not the caption of a toy cat."""
     parsed = [parse_caption(caption) for caption in captions]
     return [attributes["coat"] for attributes in parsed if attributes] if all(parsed) else None
+
+
+def _coats_of_images(source: ImageSource) -> list[str | None]:
+    starts = range(0, len(source), AT_A_TIME)
+    batches = (source.images(range(start, min(start + AT_A_TIME, len(source)))) for start in starts)
+    return [coat for images in batches for coat in coat_colour(images, COATS, OTHER_COLOURS)]
 
 
 def coat_colour(
@@ -93,12 +101,12 @@ def prompt_adherence(found: Sequence[str | None], named: Sequence[str]) -> float
     return sum(a == b for a, b in zip(found, named, strict=True)) / len(named)
 
 
-def coat_gallery(samples: Images, named: Sequence[str], found: Sequence[str | None], coats: Sequence[str]) -> Gallery:
+def coat_gallery(samples: ImageSource, named: Sequence[str], found: Sequence[str | None], coats: Sequence[str]) -> Gallery:
     """A row for each coat that prompts name."""
     tiles = []
     for coat in coats:
         rows = [index for index, name in enumerate(named) if name == coat]
         if rows:
             right = sum(found[index] == coat for index in rows)
-            tiles.append(Tile(samples[rows[:IN_A_ROW]], f"{coat}: {right} of {len(rows)} are {coat}"))
+            tiles.append(Tile(samples.images(rows[:IN_A_ROW]), f"{coat}: {right} of {len(rows)} are {coat}"))
     return Gallery("Coats", "Samples by the coat colour that their prompts name.", tiles)

@@ -20,11 +20,12 @@ class DiffusionConfig(SamplerParams):
 
     schedule: InstanceOf[Schedule]
     prediction: Prediction
+    only_caption: str | None = None  # the only one that the U-Net was trained with, whose embeddings it needs; None = there are several
 
     @classmethod
-    def from_params(cls, params: TrainUnetParams) -> Self:
+    def from_params(cls, params: TrainUnetParams, *, only_caption: str | None = None) -> Self:
         schedule = Schedule.make(**params.schedule.model_dump())
-        return cls(schedule=schedule, prediction=params.prediction, **params.sampling.model_dump())
+        return cls(schedule=schedule, prediction=params.prediction, only_caption=only_caption, **params.sampling.model_dump())
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -34,7 +35,8 @@ class DiffusionConfig(SamplerParams):
     def save(self, folder: Path) -> None:
         keys = ("kind", "num_train_timesteps", "beta_start", "beta_end", "zero_terminal_snr")
         schedule = {key: getattr(self.schedule, key) for key in keys}
-        write_json(folder / DIFFUSION_FILE, {"schedule": schedule, "prediction": self.prediction, **self.defaults})
+        only = {} if self.only_caption is None else {"only_caption": self.only_caption}
+        write_json(folder / DIFFUSION_FILE, {"schedule": schedule, "prediction": self.prediction, **only, **self.defaults})
 
     @classmethod
     def load(cls, folder: Path) -> Self:

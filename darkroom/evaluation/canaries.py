@@ -115,7 +115,7 @@ def check_extractor(
 
 
 def _reason(canaries: Sequence[Canary], p_of_photos: float) -> str:
-    missed = [f"{canary.name} (z = {canary.z:.1f})" for canary in canaries if not canary.z >= LEAST_Z]
+    missed = [f"{canary.name} (z = {round(canary.z, 1) + 0.0:.1f})" for canary in canaries if not canary.z >= LEAST_Z]
     if missed:
         return f"The extractor does not tell held-out photos from {', '.join(missed)}; every z must be at least {LEAST_Z:g}."
     if p_of_photos <= LEAST_P:

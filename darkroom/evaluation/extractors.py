@@ -2,7 +2,7 @@
 
 import io
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,6 @@ def make_extractor(params: FeatureParams, clip: ClipTowers, clip_fingerprint: st
         case "clip":
             clip.check_image_encoder()
             return clip_features(clip.encode_images, clip_fingerprint)
-
-
-def why_no_clip(clip: ClipTowers, captions: Sequence[str]) -> str:
-    """Why the run's own CLIP can be no second opinion: a sentence, or "" if it can."""
-    if not clip.has_image_encoder:
-        return "The CLIP of this run has no image encoder, so there are no scores of images and captions."
-    if len(set(captions)) < 2:
-        return "All photos have one caption, so the CLIP of this run had nothing to learn, and its scores would mean nothing."
-    return ""
 
 
 def of_classifier(classifier: Classifier, params: FeatureParams) -> Extractor:

@@ -121,11 +121,12 @@ class FeatureSets:
 
     @classmethod
     def extract(cls, extractor: Extractor, samples: ImageSource, held_out: ImageSource, train: ImageSource, *, batch_size: int) -> Self:
-        """All samples, and the first `MAX_PHOTOS` photos of both splits."""
+        """All samples, the first `MAX_PHOTOS` held-out photos, and as many training photos as the larger of both, up to that number."""
+        as_many = min(max(len(samples), len(held_out)), MAX_PHOTOS)
         return cls(
             samples=extractor.of(samples, limit=None, batch_size=batch_size, desc="samples"),
             held_out=extractor.of(held_out, batch_size=batch_size, desc="held-out photos"),
-            train=extractor.of(train, batch_size=batch_size, desc="training photos"),
+            train=extractor.of(train, limit=as_many, batch_size=batch_size, desc="training photos"),
         )
 
 

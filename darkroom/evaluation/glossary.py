@@ -73,10 +73,10 @@ CAPTION_CLIP = "The CLIP that measures it also conditioned the U-Net, and has se
 GLOSSARY: dict[str, Entry] = {
     "kid": Entry(
         "KID", "Distance of samples from held-out photos, unbiased for any number of them; 0 means no difference.",
-        "An extractor that does not see a difference; a model that copies its training photos.", "lower"),
+        "An extractor that does not see a difference, which the canaries show; a model that copies its training photos.", "lower"),
     "frechet_distance": Entry(
         "Fréchet distance", "FID's formula in the features named below; larger for fewer images, so read it beside that of photos.",
-        "The number of images: only distances of equally many compare.", "lower"),
+        "The number of images: only distances of equally many compare, as those of samples and of photos here do.", "lower"),
     "precision": Entry(
         "Precision", "Share of samples that lie among the held-out photos: are they plausible?",
         "One outlier among the photos has a large ball; repeating one good image gives 1.", "higher"),
@@ -92,10 +92,20 @@ GLOSSARY: dict[str, Entry] = {
     "copied_fraction": Entry(
         "Copied fraction", "Share of samples closer to a training photo than the median held-out photo is: 0.5 if new, 1 if copied.",
         "Copies that the VAE blurred, and mirrored ones.", "lower", photos=0.5, chance="It is no measure of learning."),
+    "recognised": Entry(
+        "Recognised", "Share of samples that a classifier puts into the classes that it gives to the photos: is the subject there?",
+        "The texture of the subject without its shape: the classifier looks for fur rather than for a cat.", "higher"),
+    "recognised_full": Entry(
+        "Recognised at full size", "The same share of held-out photos at full size; what the working side loses, no model can learn.",
+        "Photos with a small subject: their middle square may not show it.", "higher", photos="It is measured on photos."),
+    "recognised_reconstructions": Entry(
+        "Recognised reconstructions", "The same share of held-out photos after the VAE; what it loses, no sample can show.",
+        "Sharp texture where the VAE was trained for it, in the wrong place.", "higher"),
     "clip_score": Entry(
         "CLIP score", "How well samples fit their prompts (100 times the cosine), by this run's own CLIP.", CAPTION_CLIP, "higher"),
     "retrieval_accuracy": Entry(
-        "Retrieval accuracy", "Share of samples whose own prompt fits them best among all prompts.", CAPTION_CLIP, "higher"),
+        "Retrieval accuracy", "Share of samples whose own prompt fits them best among all prompts; each prompt counts the same.",
+        CAPTION_CLIP, "higher"),
     "reconstruction_psnr": Entry(
         "Reconstruction PSNR", "How exactly the VAE reconstructs held-out photos, in dB; no sample can be sharper than that.",
         "Blur costs little: it averages what the VAE does not know.", "higher",

@@ -117,7 +117,7 @@ class _KernelSums:
                 values, same = _kernel(x[rows], x[sides[t]], kernel), group[rows, None] == group[sides[t]]
                 by_side[:, rows, t] = values.sum(axis=1), np.where(same, values, 0).sum(axis=1), same.sum(axis=1)
                 signed[s, t] += (signs[rows] * (values @ signs[sides[t]])).sum(axis=0)
-        return cls((len(a), len(b)), group, *by_side, signs, signed)
+        return cls((len(a), len(b)), group, by_side[0], by_side[1], by_side[2], signs, signed)
 
     def mean_kernel(self) -> float:
         return float(np.abs(self.kernel / self.num).mean())

@@ -16,6 +16,7 @@ from PIL import Image
 from scipy.stats import binomtest, fisher_exact
 
 from darkroom.data.shards import MAX_FULL, ImageShards
+from darkroom.evaluation.canaries import mean_colour
 from darkroom.evaluation.features import Images, ImageSource, MappedImages
 from darkroom.evaluation.story import Funnel, FunnelStep
 from darkroom.progress import progress
@@ -25,10 +26,11 @@ Classes = NDArray[np.int64]  # (N,), the number of the class of each picture
 Features = NDArray[np.float32]  # (B, D)
 
 MAX_COUNTED = 1000  # pictures of a step: a share is certain to 3 % then
-MAX_SPOILT = 48  # photos of which pictures without a subject are made
+MAX_SPOILT = 32  # photos of which pictures without a subject are made, in each way
 LEAST_SHARE, LEAST_PHOTOS = 0.02, 3  # a class of the subject has at least this share of the photos, and this number
 TIMES_SPOILT = 2.0  # and at least this many times the share of spoilt pictures
 CLEAR = 0.5  # the classes of the subject hold at least this share of the photos; otherwise the classifier does not know the subject
+OWN_WORD = 0.25  # a class that this share of the photos gets is a word for the subject
 LEVEL = 0.05  # of the test that finds a loss
 NAMES_SHOWN = 4
 
@@ -73,8 +75,8 @@ def measure_recognised(
     classes: Sequence[int | str] = (),  # of the subject; none = found from the training photos
     *,
     batch_size: int,
-    held_out: Classes | None = None,  # of the held-out photos at the working side, if a pass for features has seen them
-    samples: Classes | None = None,
+    seen_held_out: Classes | None = None,  # of the held-out photos at the working side, if a pass for features has seen them
+    seen_samples: Classes | None = None,
 ) -> Recognised:
     """`recognised` of samples and its steps, each with a 95 % interval (Clopper-Pearson); or a sentence why there is none.
 
@@ -85,20 +87,25 @@ def measure_recognised(
     def see(source: ImageSource, limit: int, desc: str) -> Classes:
         return classes_of(classify, source, limit=limit, batch_size=batch_size, desc=desc)
 
-    subject = class_numbers(classes)
+    subject, remark = class_numbers(classes), ""
     if not subject:
         deciding, spoilt = _deciding(pictures.train, see)
         subject = find_subject(deciding, spoilt)
         held = float(np.isin(deciding, subject).mean())
         if held < CLEAR:
-            return Recognised({}, Funnel([], _diffuse(subject, held)))
-    seen = {f"photos at {pictures.held_out.size} px": see(pictures.held_out, MAX_COUNTED, "photos") if held_out is None else held_out}
+            return Recognised({}, Funnel([], _diffuse(held)))
+        has_word = np.mean(deciding == subject[0]) >= OWN_WORD
+        remark = "" if has_word else " No single class stands for it, so read the shares only beside those of the photos."
+    seen = {
+        f"photos at {pictures.held_out.size} px": see(pictures.held_out, MAX_COUNTED, "photos") if seen_held_out is None else seen_held_out
+    }
     if len(pictures.held_out.with_full_size):
         seen = {"photos at full size": see(FullSize(pictures.held_out), MAX_FULL, "photos at full size")} | seen
-    chance = see(MappedImages(pictures.held_out, mean_colours), MAX_FULL, "mean colours")
+    chance = see(MappedImages(pictures.held_out, mean_colour), MAX_FULL, "mean colours")
     seen["reconstructions"] = see(pictures.reconstructions, MAX_COUNTED, "reconstructions")
-    seen["samples"] = see(pictures.samples, MAX_COUNTED, "samples") if samples is None else samples
-    return summarise([count(name, found, subject) for name, found in seen.items()], count("mean colours", chance, subject), subject)
+    seen["samples"] = see(pictures.samples, MAX_COUNTED, "samples") if seen_samples is None else seen_samples
+    steps = [count(name, found, subject) for name, found in seen.items()]
+    return summarise(steps, count("pictures of one colour", chance, subject), _called(subject) + remark)
 
 
 @dataclass(frozen=True)
@@ -169,26 +176,17 @@ def count(name: str, seen: Classes, subject: Sequence[int]) -> FunnelStep:
     return FunnelStep(name, num / len(seen), float(interval.low), float(interval.high), len(seen))
 
 
-def summarise(steps: Sequence[FunnelStep], chance: FunnelStep, subject: Sequence[int]) -> Recognised:
+def summarise(steps: Sequence[FunnelStep], chance: FunnelStep, called: str) -> Recognised:
     """The metrics and the funnel of the last three or four steps; neither if photos are not recognised more often than mean colours."""
     first, photos, decoded, samples = steps[0], *steps[-3:]
     if first.low <= chance.high:
-        sentence = (
-            f"The classifier does not recognise the subject: {_percent(first)}, and {chance.share:.0%} of {chance.num_pictures} pictures "
-            f"of one colour. {_called(subject)}"
-        )
+        sentence = f"Nothing is counted, because the classifier recognises {_percent(first)}, and {_percent(chance)}. {called}"
         return Recognised({}, Funnel([], sentence))
     metrics = _with_interval("recognised", samples) | _with_interval("recognised_reconstructions", decoded)
     metrics |= {"recognised_photos": photos.share, "recognised_reconstructions_photos": photos.share}
     metrics |= _with_interval("recognised_full", first) if first != photos else {}
     metrics |= {f"{key}_chance": chance.share for key in ("recognised", "recognised_full", "recognised_reconstructions") if key in metrics}
-    return Recognised(metrics, Funnel(steps, f"{_greatest_loss(steps)} {_called(subject)}"))
-
-
-def mean_colours(images: Images) -> Images:
-    """Each image in its mean colour alone."""
-    colours = images.mean(axis=(1, 2), keepdims=True).round().astype(np.uint8)
-    return np.broadcast_to(colours, images.shape).copy()
+    return Recognised(metrics, Funnel(steps, f"{_greatest_loss(steps)} {called}"))
 
 
 def blotches(images: Images) -> Images:
@@ -207,7 +205,7 @@ def noise(images: Images) -> Images:
 def _deciding(train: ImageShards, see: Callable[[ImageSource, int, str], Classes]) -> tuple[Classes, list[Classes]]:
     """Classes of training photos, at full size if they are known so, and of what spoiling leaves of them."""
     source = FullSize(train) if len(train.with_full_size) else train
-    spoilt = [see(MappedImages(source, spoil), MAX_SPOILT, "spoilt photos") for spoil in (mean_colours, blotches, noise)]
+    spoilt = [see(MappedImages(source, spoil), MAX_SPOILT, "spoilt photos") for spoil in (mean_colour, blotches, noise)]
     return see(source, MAX_FULL, "training photos"), spoilt
 
 
@@ -235,11 +233,10 @@ def _called(subject: Sequence[int]) -> str:
     return f"It calls the subject {', '.join(names[:NAMES_SHOWN])}{more}."
 
 
-def _diffuse(subject: Sequence[int], held: float) -> str:
-    found = f"{held:.0%} of the training photos are in classes that many of them share" if subject else "no class has many of them"
+def _diffuse(held: float) -> str:
     return (
-        f"Nothing is counted, because the classifier does not know what the photos show: {found}; required: {CLEAR:.0%}. "
-        "Name the classes of your subject in evaluate.recognised.classes, if ImageNet has them."
+        f"Nothing is counted, because the classifier has no words for the photos: {held:.0%} of the training photos are in classes that "
+        f"many of them share; required: {CLEAR:.0%}. If ImageNet has classes of your subject, name them in evaluate.recognised.classes."
     )
 
 

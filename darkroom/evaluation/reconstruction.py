@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from scipy.ndimage import correlate1d
 
 from darkroom.config import ReconstructionGate
-from darkroom.evaluation.canaries import mean_colour
 from darkroom.evaluation.distribution import frechet_distance
 from darkroom.evaluation.features import ArrayImages, ImageSource, clip_features
 from darkroom.models.autoencoder import AutoencoderKL
@@ -30,13 +29,8 @@ def reconstruct(vae: AutoencoderKL, photos: ImageSource, *, batch_size: int, dev
 
 
 def reconstruction_metrics(photos: Images, reconstructions: Images) -> dict[str, float]:
-    """Mean PSNR (dB) and mean SSIM over a set of photos."""
+    """Mean PSNR (dB) and mean SSIM over a set of photos. Chance is that of their mean colours, see `canaries.mean_colour`."""
     return {"psnr": float(psnr(photos, reconstructions).mean()), "ssim": float(ssim(photos, reconstructions).mean())}
-
-
-def chance_reconstruction_metrics(photos: Images) -> dict[str, float]:
-    """The same of a VAE that has learned nothing but the mean colour of each photo."""
-    return reconstruction_metrics(photos, mean_colour(photos))
 
 
 def measure_vae(vae: AutoencoderKL, clip: ClipTowers, photos: ImageSource, *, batch_size: int, device: torch.device) -> dict[str, float]:

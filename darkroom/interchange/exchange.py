@@ -1,6 +1,7 @@
 """Import and export of models, one part at a time, so that a large model fits into memory."""
 
 from pathlib import Path
+from typing import Any
 
 from darkroom.choices import ExportFormat
 from darkroom.interchange.foreign_weights import SUFFIXES
@@ -8,7 +9,7 @@ from darkroom.interchange.pipeline_folder import PipelineFolder, fetch_pipeline,
 from darkroom.interchange.single_file import SingleFile, write_single_file
 from darkroom.models.unet import UNetConfig
 from darkroom.models.weights import save_model
-from darkroom.provenance import replacing
+from darkroom.provenance import IMPORT, read_index, replacing, write_index
 from darkroom.sampling.model_folder import ModelFolder
 
 
@@ -26,19 +27,35 @@ def import_model(source: str, out: Path, *, prediction: str | None = None) -> No
     check_new(out)
     model = open_source(source, prediction)
     diffusion = model.diffusion()  # cheap, so errors come early
+    origin = {"source": source, "prediction": prediction}
     with replacing(out) as folder:
         clip = model.clip()
         clip.save(folder / "clip")
-        context_dim = clip.context_dim
+        made_with, context_dim = {"clip": clip.fingerprint()}, clip.context_dim
         del clip
         vae = model.vae()
         save_model(vae, folder / "vae")
-        latent_channels = vae.config.latent_channels
+        made_with["vae"], latent_channels = vae.fingerprint(), vae.config.latent_channels
         del vae
         unet = model.unet()
         check_fits(unet.config, context_dim=context_dim, latent_channels=latent_channels)
         save_model(unet, folder / "unet")
+        del unet
         diffusion.save(folder / "unet")
+        write_indexes(folder, made_with, origin)
+
+
+def write_indexes(folder: Path, made_with: dict[str, str], origin: dict[str, Any]) -> None:
+    """An index.json for each part, so that training and drawing can check that the parts belong together.
+
+    Args:
+        made_with: clip and vae -> fingerprint of its weights.
+        origin: stands in the indexes as the parameters of the import.
+    """
+    for part, weights in made_with.items():
+        write_index(folder / part, stage=IMPORT, params=origin, inputs={}, content={"init": "", "weights": weights})
+    inputs = {part: read_index(folder / part) for part in made_with}
+    write_index(folder / "unet", stage=IMPORT, params=origin, inputs=inputs, content={"init": "", "made_with": made_with})
 
 
 def open_source(source: str, prediction: str | None) -> SingleFile | PipelineFolder:

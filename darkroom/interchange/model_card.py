@@ -29,6 +29,9 @@ the licences of the photos, and of the model, that it was trained from.
 | noise schedule | {schedule} |
 | default sampling | {sampling} |
 """
+ONLY_CAPTION = """
+It was trained with one caption, `{}`, and knows no other: use this one as the prompt, with guidance_scale 1.
+"""
 PIPELINE = """
 ## Use
 
@@ -97,13 +100,15 @@ class Card:
     def _head(self) -> str:
         schedule = self.diffusion.schedule
         ending = ", rescaled to zero terminal SNR" if schedule.zero_terminal_snr else ""
-        return HEAD.format(
+        caption = self.diffusion.only_caption
+        head = HEAD.format(
             version=self.version,
             size=self.size,
             prediction=self.diffusion.prediction,
             schedule=f"{schedule.kind}, {schedule.num_train_timesteps} steps{ending}",
             sampling=self.diffusion.in_words,
         )
+        return head if caption is None else head + ONLY_CAPTION.format(caption)
 
 
 def obstacles(diffusion: DiffusionConfig, unet: UNetConfig, vae: AutoencoderConfig, text: dict[str, Any]) -> list[str]:

@@ -164,7 +164,7 @@ def write_single_file(model: ModelFolder, path: Path) -> str:
         "vae": dataclasses.asdict(vae.config),
         "unet": dataclasses.asdict(unet.config),
         "scheduler": scheduler,
-        "drawing": diffusion.defaults,
+        "drawing": diffusion.defaults | {"only_caption": diffusion.only_caption},
     }
     metadata = {METADATA_KEY: json.dumps(configurations, sort_keys=True)}  # one entry, because safetensors writes several in random order
     save_file({key: value.detach().contiguous() for key, value in weights.items()}, path, metadata=metadata)

@@ -17,9 +17,12 @@ from torch import Tensor, nn
 
 from darkroom.models.weights import hash_weights, load_weights, read_weights
 from darkroom.param_groups import ClassifierPixels
+from darkroom.provenance import hash_file
 
 CHUNK = 16  # images per pass through a network, always: the number of images in a pass changes the last bits of its output
-SHIPPED = "squeezenet1_0"  # name in torchvision, and of the files beside this one
+SHIPPED_FOLDER = Path(__file__).parent
+SHIPPED = "squeezenet1_0"  # name in torchvision, and of the files in that folder
+SHIPPED_HASH = "9e31f02e1c1ecca075d93c73b47a7235991b88c9b08d656a6b73901746d94d88"  # sha256 of the weights: other weights are other code
 SHIPPED_PIXELS = ClassifierPixels(channels="bgr", scale=255.0, mean=[104.0, 117.0, 123.0], std=[1.0] * 3)  # Caffe's
 SHIPPED_SIDE = 227  # px
 SHIPPED_FEATURE_SCALE = 1 / 16  # brings the mean square of its features to about 1 on photos, for which kernels are made
@@ -110,8 +113,15 @@ def in_chunks(images: Images, function: Callable[[Images], tuple[Tensor, ...]]) 
 
 
 def load_shipped() -> nn.Module:
-    """SqueezeNet 1.0 of this package: fp32, on the CPU, in evaluation mode."""
-    return _build(SHIPPED, read_weights(Path(__file__).with_name(f"{SHIPPED}.safetensors")), where="the shipped file")
+    """SqueezeNet 1.0 of this package: fp32, on the CPU, in evaluation mode.
+
+    Raises:
+        ValueError: the file is missing, or not the one that belongs to this version of Darkroom.
+    """
+    path = SHIPPED_FOLDER / f"{SHIPPED}.safetensors"
+    if path.is_file() and hash_file(path) != SHIPPED_HASH:
+        raise ValueError(f"{path} is damaged or of another version of Darkroom. Install Darkroom again.")
+    return _build(SHIPPED, read_weights(path), where=path)
 
 
 def load_classifier(arch: str, weights: str | Path, *, section: str) -> nn.Module:

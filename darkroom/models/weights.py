@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from darkroom.provenance import hash_file, hash_json
+from darkroom.provenance import hash_json
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -73,6 +73,10 @@ class StoredModel(nn.Module):
         super().__init__()
         self.config = config
 
+    def fingerprint(self) -> str:
+        """sha256 of the configuration and of the weights, whatever file they came from."""
+        return hash_json([self.config.to_json(), hash_weights(self)])
+
 
 Model = TypeVar("Model", bound=StoredModel)
 
@@ -95,11 +99,6 @@ def load_model(cls: type[Model], folder: Path | str) -> Model:
     folder = Path(folder)
     config = cls.Config.from_json(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
     return assemble(cls, config, read_weights(folder / WEIGHTS_FILE), where=folder / WEIGHTS_FILE)
-
-
-def hash_init(folder: str) -> str:
-    """sha256 of the model that training starts from, or "" for none. Runs that start from other weights do not share checkpoints."""
-    return hash_json({name: hash_file(Path(folder) / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}) if folder else ""
 
 
 def hash_weights(network: nn.Module) -> str:

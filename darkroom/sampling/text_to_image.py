@@ -48,6 +48,7 @@ class TextToImage:
         self.clip = clip.eval()
         self.config = config
         self.latent_shape = latent_shape
+        self._told = False  # that prompts steer nothing
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | None = None) -> "TextToImage":
@@ -99,7 +100,7 @@ class TextToImage:
             raise ValueError("Images are drawn from noise: give seeds, one per prompt, or noise.")
         canvas = self._canvas(len(prompts), request, image=image, mask=mask, noise=noise)
         negatives = [request.negative_prompt] * len(prompts) if negative_prompts is None else negative_prompts
-        self._warn_of_lost_words([*prompts, *negatives])
+        self._warn_of_texts([*prompts, *negatives])
         batches = (self._conditions(rows, prompts, negatives, seeds, canvas) for rows in request.batches(len(prompts)))
         return self._draw(batches, request, canvas, len(prompts))
 
@@ -123,7 +124,7 @@ class TextToImage:
             raise ValueError("strength is 0; must be above 0 and at most 1, because at 0 no noise is added.")
         _check_lists(prompts=prompts)
         canvas = self._canvas(len(prompts), request, image=image)
-        self._warn_of_lost_words([*prompts, request.negative_prompt])
+        self._warn_of_texts([*prompts, request.negative_prompt])
         found = [torch.zeros(0, *canvas.latent_shape)]
         batches = request.batches(len(prompts))
         for rows in progress(batches, desc="invert", unit="batch") if request.show_progress else batches:
@@ -167,7 +168,7 @@ class TextToImage:
         _check_lists(prompts=prompts)
         check_stops(len(prompts), len(seeds), num)
         canvas = self._canvas(num, request)
-        self._warn_of_lost_words([*prompts, request.negative_prompt])
+        self._warn_of_texts([*prompts, request.negative_prompt])
         noises = SeededNoise(seeds, canvas.latent_shape, self.device)()
         contexts, noises = along(self._encode(prompts), noises, num)
         negative = self._encode([request.negative_prompt])
@@ -185,13 +186,20 @@ class TextToImage:
     def _sigmas(self, request: Request) -> Tensor:
         return levels_of_strength(noise_levels(self.config.schedule, request.steps, request.spacing), request.strength)
 
-    def _warn_of_lost_words(self, texts: Sequence[str]) -> None:
+    def _warn_of_texts(self, texts: Sequence[str]) -> None:
+        """Of words that the text encoder does not read, and once if the U-Net knows one caption only."""
+        only = self.config.only_caption
+        if only is not None and not self._told and any(text not in ("", only) for text in texts):
+            self._told = True
+            logger.warning("This model was trained with one caption, `%s`, so prompts steer nothing: all are drawn as this one.", only)
         for text in dict.fromkeys(texts):
             if lost := self.clip.lost_words(text):
                 logger.warning("Prompt `%s` is too long for the text encoder, which ignores `%s`.", text, lost)
 
     def _encode(self, texts: Sequence[str]) -> Tensor:
-        """(B, L, D)"""
+        """(B, L, D); of the only caption if the U-Net knows no other: it would draw worse from embeddings that it has never seen."""
+        only = self.config.only_caption
+        texts = texts if only is None else [only] * len(texts)
         return self.clip.encode_tokens(self.clip.tokenize(list(texts)).to(self.device))
 
     def _conditions(
@@ -204,7 +212,7 @@ class TextToImage:
         known, mask = self._known(canvas, rows), canvas.latent_mask(rows)
         tokens = self.clip.tokenize(list(prompts[rows])).to(self.device)
         return Conditions(
-            context=self.clip.encode_tokens(tokens),
+            context=self._encode(prompts[rows]),
             negative_context=self._encode(negatives[rows]),
             tokens=tokens,
             noise=noise.to(self.device),
@@ -224,7 +232,8 @@ class TextToImage:
 
     def _denoiser(self, batch: Conditions, request: Request) -> Denoise:
         """D(x, sigma) of the U-Net with all the guidance of the request."""
-        guidance = request.guidance_scale, request.guidance_rescale, request.guidance_interval
+        scale = request.guidance_scale if self.config.only_caption is None else 1.0  # between two equal predictions
+        guidance = scale, request.guidance_rescale, request.guidance_interval
         net = classifier_free(self.unet, batch.context, batch.negative_context, *guidance)
         denoise = make_denoiser(net, self.config.schedule, self.config.prediction)
         if not request.clip_guidance_scale:

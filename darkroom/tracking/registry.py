@@ -87,7 +87,13 @@ def rollback(store: Store, name: str) -> dict[str, Any]:
 
 
 def registered_folder(uri: str, start: Path | None = None) -> Path:
-    """Return the local folder of `models:/NAME@ALIAS` or `models:/NAME/VERSION`: clip/, vae/, unet/, lineage.json, README.md.
+    """Return the local folder of `models:/NAME@ALIAS` or `models:/NAME/VERSION`, as `registered_version` does."""
+    return registered_version(uri, start)[1]
+
+
+def registered_version(uri: str, start: Path | None = None) -> tuple[str, Path]:
+    """Return what `models:/NAME@ALIAS` or `models:/NAME/VERSION` is now: its `models:/NAME/VERSION`, which never moves, and its local
+    folder with clip/, vae/, unet/, lineage.json, README.md.
 
     A store on this machine is read in place; from a server each version is fetched once, into .scratch/registry.
 
@@ -104,7 +110,7 @@ def registered_folder(uri: str, start: Path | None = None) -> Path:
         if alias and alias not in aliases:
             raise ValueError(f"`{name}` has no alias {alias!r}. Aliases: {_show(aliases)}.")
         version = store.client.get_model_version(name, number or str(aliases[alias]))
-        return _fetch(store, version)
+        return f"models:/{name}/{version.version}", _fetch(store, version)
 
 
 def _add_version(store: Store, name: str, *, bundle: Path, report: Report, run_id: str, tags: dict[str, str]) -> int:

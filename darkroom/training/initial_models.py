@@ -1,6 +1,7 @@
 """The autoencoder and the U-Net that training starts from: those of `init`, or new ones."""
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from darkroom.diffusion.diffusion_config import DIFFUSION_FILE, DiffusionConfig
 from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import load_model
+
+logger = logging.getLogger(__name__)
 
 
 def initial_vae(params: TrainVaeParams, *, size: int) -> AutoencoderKL:
@@ -48,6 +51,22 @@ def initial_unet(params: TrainUnetParams, latents: LatentShards) -> UNet2DCondit
     unet = UNet2DConditionModel(_new_config(params, latents))
     unet.initialise(params.seed)
     return unet
+
+
+def only_caption(params: TrainUnetParams, latents: LatentShards) -> str | None:
+    """The caption of all training photos if the U-Net will know no other one, with a warning; None if prompts can steer it.
+
+    The U-Net of `init` may have learned other captions before. Without steps, what it knows stays as it is.
+    """
+    before = DiffusionConfig.load(Path(params.init)).only_caption if params.init else None
+    if params.steps == 0:
+        return before
+    captions = set(latents.captions)
+    if len(captions) > 1 or (params.init and before is None):
+        return None
+    (caption,) = captions
+    logger.warning("All %d training photos have the caption %r: prompts will steer nothing, and guidance is off", len(latents), caption)
+    return caption
 
 
 def _check_diffusion(wanted: DiffusionConfig, folder: Path) -> None:

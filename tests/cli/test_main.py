@@ -50,17 +50,7 @@ def test_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     text = capsys.readouterr().out
     assert list(COMMANDS) == [
-        "demo-data",
-        "params",
-        "plan",
-        "doctor",
-        "sample",
-        "edit",
-        "interpolate",
-        "import",
-        "export",
-        "promote",
-        "rollback",
+        *("demo-data", "params", "plan", "tune", "doctor", "sample", "edit", "interpolate", "import", "export", "promote", "rollback")
     ]
     assert all(f"\n  {command} " in text for command in COMMANDS)
 

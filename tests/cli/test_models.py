@@ -1,5 +1,6 @@
 """`darkroom import`, `export`, `promote` and `rollback`."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,15 @@ def test_a_model_goes_out_and_comes_in(tmp_path: Path, capsys: pytest.CaptureFix
     assert f"darkroom sample --model {tmp_path / 'again'}" in capsys.readouterr().out
     main(["export", str(tmp_path / "again"), str(tmp_path / "folder"), "--format", "diffusers"])
     assert (tmp_path / "folder" / "model_index.json").is_file()
+
+
+def test_a_model_that_knows_one_caption_says_so_after_its_way_through_a_file(tmp_path: Path) -> None:
+    write_model(tmp_path / "model")
+    settings = tmp_path / "model" / "unet" / "diffusion.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"only_caption": "a cat"}))
+    main(["export", str(tmp_path / "model"), str(tmp_path / "cats.safetensors"), "--format", "single-file"])
+    main(["import", str(tmp_path / "cats.safetensors"), str(tmp_path / "again")])
+    assert json.loads((tmp_path / "again" / "unet" / "diffusion.json").read_text())["only_caption"] == "a cat"
 
 
 def test_a_registered_model_is_exported_by_its_alias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from darkroom.config import IngestParams
-from darkroom.data.doctor import Accepted, Duplicate, Findings, Rejected, check_usable, examine, list_files, summary
+from darkroom.data.doctor import Accepted, Duplicate, Findings, Rejected, check_usable, examine, list_files, remarks, summary
 from darkroom.data.picture import Picture
 from darkroom.data.shards import is_below
 
@@ -276,6 +276,17 @@ def test_the_summary_says_what_was_found(tmp_path):
         "1 photos are smaller than 16 px and were enlarged, e.g. c.png",
         "1 metadata lines name a photo that does not exist, e.g. metadata.csv, line 2: gone.png",
     ]
+
+
+@pytest.mark.parametrize(("number", "remarked"), [(9, False), (10, True)])
+def test_a_caption_of_more_than_nine_photos_in_ten_is_remarked_with_its_share(tmp_path, number, remarked):
+    photo(tmp_path, "other.png", 1000)
+    (tmp_path / "other.txt").write_text("a red dog")
+    for index in range(number):
+        photo(tmp_path, f"{index}.png", index)
+    found = [line for line in remarks(examine(tmp_path, PARAMS), PARAMS) if "have the caption" in line]
+    share = "10 of 11 photos (90.9%) have the caption 'a cat': other prompts will steer little, or nothing if it is all of them"
+    assert found == ([share] if remarked else [])
 
 
 def test_the_summary_says_when_no_photo_has_a_caption(tmp_path):

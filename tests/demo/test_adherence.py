@@ -3,6 +3,7 @@ import pytest
 
 from darkroom.demo.adherence import coat_colour, coat_gallery, measure_adherence, prompt_adherence
 from darkroom.demo.toy_cats import COATS
+from darkroom.evaluation.features import ArrayImages
 
 PALETTE = {"black": (40, 40, 40), "orange": (240, 130, 30), "white": (250, 250, 250)}
 OTHERS = [(150, 210, 110), (210, 40, 60)]  # grass, scarf
@@ -83,13 +84,14 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8
 
 
 def test_coats_are_rows_that_say_how_many_are_right():
-    gallery = coat_gallery(IMAGES[:4], ["grey", "pink", "grey", "pink"], ["grey", "grey", None, "pink"], ["pink", "blue", "grey"])
+    found = ["grey", "grey", None, "pink"]
+    gallery = coat_gallery(ArrayImages(IMAGES[:4]), ["grey", "pink", "grey", "pink"], found, ["pink", "blue", "grey"])
     assert [tile.label for tile in gallery.tiles] == ["pink: 1 of 2 are pink", "grey: 1 of 2 are grey"]
     np.testing.assert_array_equal(gallery.tiles[0].images, IMAGES[[1, 3]])
 
 
 def test_a_row_of_coats_has_eight_pictures_at_most():
-    gallery = coat_gallery(IMAGES, ["grey"] * 12, ["grey"] * 12, ["grey"])
+    gallery = coat_gallery(ArrayImages(IMAGES), ["grey"] * 12, ["grey"] * 12, ["grey"])
     assert gallery.tiles[0].images.shape[0] == 8
     assert gallery.tiles[0].label == "grey: 12 of 12 are grey"
 
@@ -99,7 +101,7 @@ def cat(coat):
 
 
 def drawn(*coats):
-    return np.stack([picture(body=COATS[coat]) for coat in coats])
+    return ArrayImages(np.stack([picture(body=COATS[coat]) for coat in coats]))
 
 
 def test_samples_and_photos_are_compared_with_the_coats_that_their_texts_name():

@@ -13,7 +13,7 @@ from torch import nn
 from torchvision import models
 
 from darkroom.config import FeatureParams
-from darkroom.evaluation.extractors import make_extractor, why_no_clip
+from darkroom.evaluation.extractors import make_extractor
 from darkroom.evaluation.features import ArrayImages, Extractor
 from darkroom.models.classifier import CHUNK, Classifier, load_classifier
 from darkroom.models.clip import ClipTowers
@@ -209,14 +209,6 @@ def test_the_runs_own_clip_is_an_extractor_by_its_fingerprint() -> None:
     expected = ClipTowers.build(TINY, seed=0).eval().encode_images(IMAGES).numpy()
     np.testing.assert_allclose(features_of(extractor), 4 * expected, rtol=1e-4, atol=1e-5)
     assert (extractor.name, extractor.identity) == ("clip-fingerprint", {"kind": "clip", "weights": "fingerprint"})
-
-
-def test_the_runs_own_clip_is_no_second_opinion_without_an_image_encoder_or_with_one_caption() -> None:
-    clip = ClipTowers.build(TINY, seed=0)
-    assert why_no_clip(clip, ["a cat", "a dog"]) == ""
-    assert "All photos have one caption" in why_no_clip(clip, ["a cat", "a cat"])
-    clip.model.visual = None
-    assert "no image encoder" in why_no_clip(clip, ["a cat", "a dog"])
 
 
 @pytest.mark.parametrize("kind", ["timm", "clip"])

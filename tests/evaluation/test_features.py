@@ -4,8 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from darkroom.evaluation.features import MAX_PHOTOS, ArrayImages, Extractor, FeatureSets, MappedImages, clip_features, eval_key
+from darkroom.evaluation.features import (
+    MAX_PHOTOS,
+    MEASURING,
+    SHOWING,
+    ArrayImages,
+    Extractor,
+    FeatureSets,
+    MappedImages,
+    clip_features,
+    eval_key,
+)
 from darkroom.models.classifier import CHUNK
+from darkroom.source_code import code_identity
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 3), dtype=np.uint8)
 SOURCE = ArrayImages(IMAGES)
@@ -112,3 +123,8 @@ def test_reports_with_another_extractor_photos_prompts_counts_or_code_of_a_metri
 )
 def test_reports_compare_whatever_shows_them_or_draws_the_samples(changes):
     assert key(**changes) == key()
+
+
+def test_the_code_that_counts_is_that_of_modules_which_the_stage_runs() -> None:
+    names = code_identity("evaluate")
+    assert all(any(name.startswith(module) for name in names) for module in (*MEASURING, *SHOWING))

@@ -95,3 +95,10 @@ def test_the_card_lists_the_differences_or_says_that_there_are_none() -> None:
     assert "## Differences from Stable Diffusion" in listed
     assert listed.endswith("- One.\n- Two.\n")
     assert "exported by darkroom 1.2.3" in listed
+
+
+def test_the_card_names_the_only_caption_that_a_model_knows() -> None:
+    narrow = Card("1.2.3", 512, diffusion().model_copy(update={"only_caption": "a cat"}), "end")
+    for text_of_card in (narrow.of_pipeline(), narrow.of_single_file([])):
+        assert "It was trained with one caption, `a cat`, and knows no other: use this one as the prompt" in text_of_card
+    assert "one caption" not in Card("1.2.3", 512, diffusion(), "end").of_pipeline()

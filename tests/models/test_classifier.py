@@ -145,6 +145,15 @@ def test_the_shipped_classifier_comes_with_the_package_and_its_licence():
     assert "darkroom/models/squeezenet1_0.LICENCE" in settings["project"]["license-files"]
 
 
+@pytest.mark.parametrize(("content", "message"), [(None, "is missing"), (b"other weights", r"is damaged or of .* Install Darkroom again")])
+def test_a_damaged_installation_is_named(tmp_path, monkeypatch, content, message):
+    monkeypatch.setattr("darkroom.models.classifier.SHIPPED_FOLDER", tmp_path)
+    if content is not None:
+        (tmp_path / "squeezenet1_0.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"squeezenet1_0\.safetensors {message}"):
+        load_shipped()
+
+
 def test_the_shipped_classifier_pools_upwards_as_caffe_does():
     network = load_shipped()
     assert all(module.ceil_mode for module in network.modules() if isinstance(module, nn.MaxPool2d))

@@ -475,6 +475,20 @@ def test_a_way_of_fresh_noise_in_each_step_is_refused(model: TextToImage) -> Non
         model.interpolate(["a"], seeds=[1, 2], num=2, sampler="ddpm", steps=2)
 
 
+# ---- a U-Net that knows one caption
+
+
+def test_every_prompt_is_drawn_as_the_only_caption_without_guidance(model: TextToImage) -> None:
+    parts: dict[str, Any] = {"vae": model.vae, "unet": model.unet, "clip": model.clip, "latent_shape": model.latent_shape}
+    narrow = TextToImage(**parts, config=model.config.model_copy(update={"only_caption": "a dog"}))
+    expected = model.sample(["a dog"] * len(PROMPTS), seeds=SEEDS, **FAST | {"guidance_scale": 1.0})
+    assert differ(model.sample(PROMPTS, seeds=SEEDS, **FAST | {"guidance_scale": 1.0}), expected)
+    assert_same(narrow.sample(PROMPTS, seeds=SEEDS, negative_prompt="a bird", **FAST), expected)
+    first, middle, last = narrow.interpolate(["a black cat", "two cats"], seeds=[3], num=3, sampler="ddim", **FAST)
+    assert_same(first, last)
+    assert_same(first, middle)
+
+
 # ---- files
 
 

@@ -12,9 +12,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from darkroom.config import TrainVaeParams
 from darkroom.data.latents import LatentShards
 from darkroom.models.unet import UNet2DConditionModel
 from darkroom.models.weights import load_model, save_model
+from darkroom.outline import networks
+from darkroom.params_file import load_params
 from darkroom.provenance import read_index
 from darkroom.training.diffusion_task import DiffusionTask
 from tests.tiny_run import make_project, run_stage, write_params
@@ -82,7 +85,10 @@ def test_the_index_says_what_the_training_began_with(workspace):
     found.append(read_index(workspace / "data" / "unet")["content"])
     assert len({content["init"] for content in found}) == 2
     finetune(workspace, init="")
-    assert read_index(workspace / "data" / "unet")["content"] == {"init": ""}
+    content = read_index(workspace / "data" / "unet")["content"]
+    assert (content["init"], content["version"]) == ("", "")
+    parts = {part: read_index(workspace / "data" / part)["content"]["weights"] for part in ("clip", "vae")}
+    assert content["made_with"] == parts
 
 
 def test_lora_publishes_a_merged_unet_and_a_file_that_makes_it_of_the_old_one_in_diffusers(workspace):
@@ -188,6 +194,47 @@ def test_an_init_that_no_run_or_import_wrote_is_refused(workspace):
     (workspace / "imported" / "unet" / "diffusion.json").unlink()
     with pytest.raises(ValueError, match=r"imported/unet/diffusion\.json is missing"):
         finetune(workspace)
+
+
+def retrain(root: Path, stage: str, **changes: Any) -> None:
+    write_params(root / "params.yaml", **{stage: {"steps": 1, **changes}})
+    for name in (stage, "cache_latents"):
+        run_stage(name, root)
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "message"),
+    [
+        (
+            "train_vae",
+            {"seed": 1},
+            r"VAE \w{12} \(here it is \w{12}\)\. .* Set train_vae\.init: imported/vae; or `darkroom tune --from imp",
+        ),
+        ("train_clip", {"seed": 1}, r"encoder \w{12} \(here it is \w{12}\)\. .*: pretrained with train_clip\.pretrained: imported/clip"),
+    ],
+)
+def test_a_unet_that_was_made_with_other_weights_of_the_same_shape_is_refused(workspace, stage, changes, message):
+    retrain(workspace, stage, **changes)
+    with pytest.raises(ValueError, match=message):
+        finetune(workspace)
+    with pytest.raises(ValueError, match=message):  # already before the first stage
+        networks(load_params(workspace / "params.yaml"))
+    assert not (workspace / ".scratch" / "train_unet").exists() or not list((workspace / ".scratch" / "train_unet").rglob("step-*"))
+
+
+def test_a_unet_may_go_on_with_a_vae_that_was_trained_further(workspace):
+    shutil.copytree("data/vae", "imported/vae")
+    retrain(workspace, "train_vae", init="imported/vae", lr=1e-2)
+    finetune(workspace)
+    networks(load_params(workspace / "params.yaml") | {"train_vae": TrainVaeParams(init="imported/vae")})
+    contents = [read_index(Path(folder))["content"] for folder in ("imported/vae", "data/vae")]
+    assert contents[1]["init"] == contents[0]["weights"] != contents[1]["weights"]
+
+
+def test_what_an_unknown_unet_was_made_with_is_said_to_be_unchecked(workspace, caplog):
+    (workspace / "imported" / "unet" / "index.json").unlink()
+    finetune(workspace, steps=0)
+    assert "imported/unet/index.json does not say which VAE and text encoder the U-Net was made with" in caplog.text
 
 
 @pytest.mark.parametrize(

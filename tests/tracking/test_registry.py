@@ -22,7 +22,7 @@ from PIL import Image
 from darkroom.sampling import PARTS
 from darkroom.tracking.bundle import BUNDLE, REQUIREMENTS, build_bundle
 from darkroom.tracking.gate import PromotionRule, Report
-from darkroom.tracking.registry import open_registry, promote, register, registered_folder, rollback
+from darkroom.tracking.registry import open_registry, promote, register, registered_folder, registered_version, rollback
 from darkroom.tracking.store import Store, open_store
 from tests.test_architecture import TREES, closure
 from tests.test_architecture import imported as imports_of
@@ -149,6 +149,8 @@ def test_rollback_brings_the_old_weights_back_and_twice_changes_nothing(store: S
     assert live() == b"old"
     rollback(store, "cats")
     assert live() == b"new"
+    folders = [registered_version(uri, store.root) for uri in ("models:/cats@champion", "models:/cats/2")]
+    assert folders == [("models:/cats/2", registered_folder("models:/cats/2", store.root))] * 2
 
 
 def test_what_cannot_be_promoted_or_rolled_back_is_explained(store: Store) -> None:
