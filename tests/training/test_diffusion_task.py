@@ -142,7 +142,8 @@ def test_the_loss_is_the_weighted_squared_error(make):
 def test_the_losses_of_the_quarters_add_up_to_the_loss_and_each_has_its_own_timesteps(make):
     task = make()
     batch = task.batch(range(40))
-    loss, logs = task.loss(lambda x, t, context: batch["target"] + 1.0 + t.view(-1, 1, 1, 1), batch)
+    one = torch.ones((), requires_grad=True)
+    loss, logs = task.loss(lambda x, t, context: batch["target"] + one + t.view(-1, 1, 1, 1), batch)
     assert list(logs) == [f"loss_quarter_{number}" for number in (1, 2, 3, 4)]
     totals = torch.stack(list(logs.values()))
     assert totals[:, 1].sum() == 40
