@@ -42,7 +42,7 @@ class Curves:
         """Write curves/train.csv and curves/val.csv, which DVC plots; a value that a step has not is left empty."""
         (folder / "curves").mkdir()
         for name, rows in {"train": self.train, "val": self.val}.items():
-            columns = list(dict.fromkeys(key for row in rows for key in row)) or ["step", "loss"]
+            columns = ["step", *sorted({"loss"}.union(*rows) - {"step"})]  # the keys of a checkpoint come back in another order
             with (folder / "curves" / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, fieldnames=columns)
                 writer.writeheader()
