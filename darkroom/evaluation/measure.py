@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from darkroom.config import EvaluateParams
 from darkroom.data.shards import ImageShards
 from darkroom.diffusion.diffusion_config import DiffusionConfig
-from darkroom.evaluation.alignment import clip_metrics
+from darkroom.evaluation.alignment import clip_metrics, clip_unfit_because
 from darkroom.evaluation.canaries import Fitness, check_extractor, too_few_references
 from darkroom.evaluation.copies import Copies, find_copies
 from darkroom.evaluation.distribution import distance_metrics
-from darkroom.evaluation.features import ArrayImages, Extractor, FeatureSets, Images, ImageSource, eval_key
+from darkroom.evaluation.features import MAX_PHOTOS, ArrayImages, Extractor, FeatureSets, Images, ImageSource, eval_key
 from darkroom.evaluation.galleries import (
     Gallery,
     comparison_gallery,
@@ -96,6 +96,9 @@ def measure(compared: Comparison, networks: Networks, extractor: Extractor, para
     samples, train, held_out = compared.samples, compared.train, compared.held_out
     features = FeatureSets.extract(extractor, samples, held_out, train, batch_size=batch_size)
     fitness = check_extractor(extractor, held_out, features.held_out, features.train, batch_size=batch_size)
+    no_clip = clip_unfit_because(networks.clip, compared.prompts)
+    if extractor.kind == "clip" and no_clip:
+        fitness = replace(fitness, unfit_because=no_clip)
     copies = find_copies(samples, train, held_out, decode=_decode(networks, batch_size), sources=compared.sources, batch_size=batch_size)
     photos, decoded = reconstruct(networks.vae, held_out, batch_size=batch_size, device=device)
     classifier = Classifier.shipped(device)
@@ -145,7 +148,7 @@ def comparison_key(
         prompts=compared.prompts,
         seeds=seeds,
         sampling=params.sampling.model_dump(),
-        settings=params.model_dump(include={"num_neighbours", "recognised"}) | {"num_train": len(compared.train)},
+        settings=params.model_dump(include={"num_neighbours", "recognised"}) | {"num_train": min(len(compared.train), MAX_PHOTOS)},
         code=code,
     )
 
