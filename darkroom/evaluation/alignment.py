@@ -53,6 +53,15 @@ def clip_metrics(
     }
 
 
+def sample_scores(clip: ClipTowers, samples: ImageSource, prompts: Sequence[str], *, batch_size: int) -> Array | None:
+    """The CLIP score of each sample with its prompt, (N,); None if `clip_unfit_because` has a reason."""
+    if clip_unfit_because(clip, prompts):
+        return None
+    of_samples = clip_features(clip.encode_images, "").of(samples, limit=None, batch_size=batch_size, desc="samples")
+    places = {text: place for place, text in enumerate(dict.fromkeys(prompts))}
+    return clip_score(of_samples, encode_texts(clip, list(places), batch_size), np.array([places[text] for text in prompts]))
+
+
 def encode_texts(clip: ClipTowers, texts: Sequence[str], batch_size: int) -> NDArray[np.float32]:
     """Embeddings (N, E)."""
     return np.concatenate(

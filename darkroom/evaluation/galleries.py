@@ -64,6 +64,17 @@ def worst_gallery(samples: ImageSource, prompts: Sequence[str], fit: NDArray[np.
     return Gallery(title, f"The {len(tiles)} that fit worst of {len(groups)}, by their {measure}.", tiles)
 
 
+def worst_samples(
+    samples: ImageSource, prompts: Sequence[str], scores: NDArray[np.floating] | None, distances: NDArray[np.floating] | None
+) -> Gallery | None:
+    """The prompts that CLIP scores lowest, or else those whose samples are farthest from the photos; None if neither is known, (N,)."""
+    if scores is not None:
+        return worst_gallery(samples, prompts, scores, "CLIP score")
+    if distances is not None:
+        return worst_gallery(samples, prompts, -distances, "nearness to the photos (minus the distance)")
+    return None
+
+
 def comparison_gallery(samples: ImageSource, champions: ImageSource, prompts: Sequence[str], num: int) -> Gallery:
     """Samples of this model (left) and of the champion (right), drawn with the same prompts and seeds."""
     rows = range(min(num, len(samples), len(champions)))

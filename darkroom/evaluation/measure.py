@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from darkroom.config import EvaluateParams
 from darkroom.data.shards import ImageShards
 from darkroom.diffusion.diffusion_config import DiffusionConfig
-from darkroom.evaluation.alignment import clip_metrics, clip_unfit_because
+from darkroom.evaluation.alignment import clip_metrics, clip_unfit_because, sample_scores
 from darkroom.evaluation.canaries import Fitness, check_extractor, too_few_references
 from darkroom.evaluation.copies import Copies, find_copies
 from darkroom.evaluation.distribution import distance_metrics
@@ -22,7 +22,7 @@ from darkroom.evaluation.galleries import (
     nearest_gallery,
     reconstruction_gallery,
     sample_gallery,
-    worst_gallery,
+    worst_samples,
 )
 from darkroom.evaluation.likelihood import PhotoModel, PixelLikelihood, denoisers_of, likelihood_metrics
 from darkroom.evaluation.neighbours import Groups, nearest
@@ -83,6 +83,7 @@ class Measured:
     losses: PhotoLosses
     photos: Images  # held-out ones, (M, H, W, 3)
     decoded: Images  # their reconstructions
+    scores: NDArray[np.float64] | None  # (N,), CLIP score of each sample; None = CLIP cannot tell
     distances: NDArray[np.float64] | None  # (N,), from each sample to the nearest held-out photo; None = the extractor is unfit
 
 
@@ -134,6 +135,7 @@ def measure(compared: Comparison, networks: Networks, extractor: Extractor, para
         losses=measure_photo_losses(networks.vae, denoisers, train, seed=params.seed, batch_size=batch_size, device=device),
         photos=photos,
         decoded=decoded,
+        scores=sample_scores(networks.clip, samples, compared.prompts, batch_size=batch_size),
         distances=None if fitness.unfit_because else nearest(features.samples, features.held_out)[1],
     )
 
@@ -175,8 +177,8 @@ def galleries(compared: Comparison, measured: Measured, num: int) -> dict[str, G
     """File name without suffix -> gallery, of at most `num` images each; `samples` is the first."""
     samples, prompts, pairs = compared.samples, compared.prompts, max(1, num // 2)
     found = {"samples": sample_gallery(samples, prompts, num)}
-    if measured.distances is not None:
-        found["worst"] = worst_gallery(samples, prompts, -measured.distances, "nearness to the photos (minus the distance)")
+    if worst := worst_samples(samples, prompts, measured.scores, measured.distances):
+        found["worst"] = worst
     return found | {
         "nearest": nearest_gallery(compared, measured.copies, pairs),
         "reconstructions": reconstruction_gallery(measured.photos, measured.decoded, pairs),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from darkroom.evaluation.alignment import chance_clip_score, clip_metrics, clip_score, clip_unfit_because, retrieval_accuracy
+from darkroom.evaluation.alignment import chance_clip_score, clip_metrics, clip_score, clip_unfit_because, retrieval_accuracy, sample_scores
 from darkroom.evaluation.features import ArrayImages
 
 random = np.random.default_rng(0)
@@ -108,6 +108,13 @@ def test_samples_stand_between_photos_of_the_same_prompts_and_chance(batch_size)
             "retrieval_accuracy_chance": 1 / 2,
         }
     )
+
+
+def test_each_sample_has_the_score_of_its_own_prompt_in_any_batch():
+    prompts, samples = ["red", "green", "red", "green"], painted(["red", "red", "blue", "green"])
+    for batch_size in (1, 3):
+        np.testing.assert_allclose(sample_scores(ColourClip(), samples, prompts, batch_size=batch_size), [100, 0, 0, 100], atol=1e-5)
+    assert sample_scores(ColourClip(), samples, ["red"] * 4, batch_size=2) is None
 
 
 def test_one_prompt_for_all_or_no_image_encoder_give_a_sentence_and_no_numbers():

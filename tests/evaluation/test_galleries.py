@@ -10,6 +10,7 @@ from darkroom.evaluation.galleries import (
     reconstruction_gallery,
     sample_gallery,
     worst_gallery,
+    worst_samples,
     write_gallery,
 )
 from darkroom.evaluation.neighbours import Memorization
@@ -40,6 +41,17 @@ def test_samples_of_one_prompt_are_ranked_one_by_one():
     assert gallery.title == "Worst samples"
     assert [tile.label for tile in gallery.tiles] == ["1.0 · a cat", "2.0 · a cat"]
     np.testing.assert_array_equal(gallery.tiles[0].images, IMAGES[[1]])
+
+
+def test_clip_names_the_worst_prompts_or_else_the_distance_from_the_photos_does():
+    def worst(scores, distances):
+        found = worst_samples(ArrayImages(IMAGES[:2]), ["a", "b"], scores, distances)
+        return found and (found.tiles[0].label, found.note.split("their ")[1])
+
+    scores, distances = np.array([20.0, 10.0]), np.array([7.0, 3.0])
+    assert worst(scores, distances) == ("10.0 · b", "CLIP score.")
+    assert worst(None, distances) == ("-7.0 · a", "nearness to the photos (minus the distance).")
+    assert worst(None, None) is None
 
 
 def test_the_champion_stands_beside_this_model_sample_by_sample():
