@@ -6,6 +6,7 @@ and pictures/. Distances are in the features of a named extractor; docs/evaluate
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -15,14 +16,15 @@ from darkroom.demo.adherence import measure_adherence
 from darkroom.diffusion.denoiser import Denoise, make_denoiser
 from darkroom.diffusion.guidance import classifier_free
 from darkroom.evaluation.alignment import clip_metrics
+from darkroom.evaluation.copies import find_copies
 from darkroom.evaluation.distribution import distance_metrics
-from darkroom.evaluation.features import FeatureSets, make_extractor
+from darkroom.evaluation.features import ArrayImages, FeatureSets, make_extractor
 from darkroom.evaluation.galleries import report_galleries, write_gallery
 from darkroom.evaluation.glossary import explain
 from darkroom.evaluation.likelihood import PhotoModel, PixelLikelihood, likelihood_metrics
-from darkroom.evaluation.neighbours import memorization
 from darkroom.evaluation.reconstruction import reconstruct, reconstruction_metrics
 from darkroom.evaluation.report import loss_charts, report_facts, write_report
+from darkroom.pixels import map_pictures
 from darkroom.provenance import hash_json, write_json
 from darkroom.sampling.text_to_image import TextToImage
 from darkroom.stage import Contract, Stage
@@ -41,7 +43,8 @@ def run(stage: Stage[EvaluateParams]) -> None:
 
     rows = np.array(sources)
     features = FeatureSets.extract(extractor, samples, held_out, train, batch_size=batch_size)
-    copies = memorization(features.samples, features.train, features.held_out, rows)
+    decode = partial(map_pictures, model.vae.reconstruct, batch_size=batch_size, device=model.device)
+    copies = find_copies(ArrayImages(samples), train, held_out, decode=decode, sources=rows, batch_size=batch_size)
     photos, decoded = reconstruct(model.vae, held_out, batch_size=batch_size, device=model.device)
     demo = measure_adherence(prompts, samples, held_out.captions[: len(photos)], photos)
     measured = {
@@ -49,18 +52,18 @@ def run(stage: Stage[EvaluateParams]) -> None:
         **clip_metrics(model.clip, samples, prompts, held_out, batch_size=batch_size),
         **bound_likelihood(model, PixelLikelihood.load(stage.inputs["vae"]), held_out, params),
         **{f"reconstruction_{name}": value for name, value in reconstruction_metrics(photos, decoded).items()},
-        "copied_fraction": copies.copied_fraction,
+        **copies.metrics,
     }
     metrics = [*demo.metrics, *explain(measured)]
     values = {metric.key: metric.value for metric in metrics}
     setting = {"photos": held_out.keys, "size": held_out.size, "prompts": prompts, "seeds": seeds, "features": extractor.name}
     identity = {"eval_key": hash_json(setting | sampling), "features": extractor.name}
-    write_json(out / "metrics.json", values | identity | {"num_samples": params.num_samples})
+    write_json(out / "metrics.json", values | identity | {"num_samples": params.num_samples, "unfit_because": ""})
     stage.content["report"] = identity
     stage.tracker.log_metrics(values, step=0)
 
     (out / "pictures").mkdir()
-    galleries = report_galleries(samples, prompts, copies, train, photos, decoded, params.num_grid) | demo.galleries
+    galleries = report_galleries(samples, prompts, copies, train, held_out, photos, decoded, params.num_grid) | demo.galleries
     for name, gallery in galleries.items():
         stage.tracker.log_image(name, write_gallery(out / "pictures" / f"{name}.png", gallery))
     write_report(

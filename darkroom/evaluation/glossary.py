@@ -62,8 +62,8 @@ GLOSSARY: dict[str, Entry] = {
         "Coverage", "Share of held-out photos with a sample in their neighbourhood.",
         "Copies of training photos cover as well as new images.", "higher"),
     "copied_fraction": Entry(
-        "Copied fraction", "Share of samples closer to a training photo than the median held-out photo is: 0.5 if new, 1 if copied.",
-        "Copies that the VAE blurred, and mirrored ones.", "lower", photos=0.5, chance="It is no measure of learning."),
+        "Copied fraction", "Share of samples that are nearer to a training photo than all but 1 % of fresh pictures come: 1 if copied.",
+        "A copy of a part of a photo, or of two photos in one picture, is not found.", "lower", chance=0.0),
     "clip_score": Entry(
         "CLIP score", "How well samples fit their prompts (100 times the cosine), by this run's own CLIP.", CAPTION_CLIP, "higher"),
     "retrieval_accuracy": Entry(
