@@ -283,9 +283,7 @@ class RegisterParams(Section):
     standard_errors: NotNegative = Field(
         2.0, description="A challenger becomes champion if it is better by more than this many standard errors"
     )
-    max_copied_fraction: Fraction = Field(
-        0.8, description="Largest copied_fraction of a champion; 0.5 = as far from training photos as fresh photos, 1 = copies"
-    )
+    max_copied_fraction: Fraction = Field(0.01, description="Largest copied_fraction_low of a champion; fresh photos reach 0.01, copies 1")
 
 
 SECTIONS: dict[str, type[Section]] = {

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from darkroom.evaluation.copies import Copies, Rows
 from darkroom.evaluation.features import ImageSource
-from darkroom.evaluation.neighbours import Memorization
 from darkroom.evaluation.reconstruction import psnr
 from darkroom.pixels import picture_grid
 
@@ -88,17 +88,26 @@ def reconstruction_gallery(photos: Images, reconstructions: Images, num: int) ->
     return Gallery("Reconstructions", "Held-out photos (left) and their reconstructions by the VAE (right), with the PSNR.", tiles)
 
 
-def nearest_gallery(samples: Images, prompts: Sequence[str], photos: Images, copies: Memorization) -> Gallery:
-    """`photos` are the training photos nearest to the samples that are most like a copy, in that order."""
-    tiles = [
-        Tile(np.stack([samples[index], photo]), f"{prompts[index]} · ratio {copies.ratio[index]:.2f}")
-        for index, photo in zip(copies.closest(len(photos)), photos, strict=True)
-    ]
+def nearest_gallery(
+    samples: ImageSource, prompts: Sequence[str], train: ImageSource, held_out: ImageSource, copies: Copies, num: int
+) -> Gallery:
+    """The `num` samples most like a copy, and a quarter as many held-out photos: what a picture reaches that is no copy."""
+
+    def tiles(source: ImageSource, rows: Rows, nearest: Rows, labels: Sequence[str]) -> list[Tile]:
+        pairs = zip(source.images(rows.tolist()), train.images(nearest[rows].tolist()), labels, strict=True)
+        return [Tile(np.stack([picture, photo]), label) for picture, photo, label in pairs]
+
+    rows, photos = copies.closest(num), copies.closest_photos(max(1, num // 4))
+    labels = [f"{prompts[row]} · ratio {copies.ratio[row]:.2f}" for row in rows]
+    photo_labels = [f"held-out photo · ratio {copies.photo_ratio[row]:.2f}" for row in photos]
     note = (
-        "The samples that are most like a training photo (left), each beside that photo (right). The ratio is the distance to that photo "
-        "over the distance to the nearest held-out photo; 0 is a copy."
+        "The samples that are most like a training photo (left), each beside that photo (right); then the held-out photos that are most "
+        "like one. The ratio is the distance to that photo over the distance to the nearest held-out photo, in units of the smallest "
+        f"that fresh photos reach: a sample with a ratio below 1 counts as a copy. {copies.copied_fraction:.1%} of the samples do, "
+        f"{copies.photos:.1%} of the held-out photos."
     )
-    return Gallery("Nearest training photos", note, tiles)
+    pairs = tiles(samples, rows, copies.nearest_photo, labels) + tiles(held_out, photos, copies.photo_nearest, photo_labels)
+    return Gallery("Nearest training photos", note, pairs)
 
 
 def write_gallery(path: Path, gallery: Gallery) -> Images:

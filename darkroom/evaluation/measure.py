@@ -12,7 +12,7 @@ from darkroom.config import EvaluateParams
 from darkroom.data.shards import ImageShards
 from darkroom.diffusion.diffusion_config import DiffusionConfig
 from darkroom.evaluation.alignment import clip_metrics, clip_unfit_because, sample_scores
-from darkroom.evaluation.canaries import Fitness, check_extractor, too_few_references
+from darkroom.evaluation.canaries import Fitness, check_extractor, mean_colour, too_few_references
 from darkroom.evaluation.copies import Copies, find_copies
 from darkroom.evaluation.distribution import distance_metrics
 from darkroom.evaluation.features import MAX_PHOTOS, ArrayImages, Extractor, FeatureSets, Images, ImageSource, eval_key
@@ -28,7 +28,7 @@ from darkroom.evaluation.likelihood import PhotoModel, PixelLikelihood, denoiser
 from darkroom.evaluation.neighbours import Groups, nearest
 from darkroom.evaluation.photo_losses import PhotoLosses, measure_photo_losses, photo_loss_galleries
 from darkroom.evaluation.recognised import Pictures, measure_recognised
-from darkroom.evaluation.reconstruction import chance_reconstruction_metrics, reconstruct, reconstruction_metrics
+from darkroom.evaluation.reconstruction import reconstruct, reconstruction_metrics
 from darkroom.evaluation.story import Champion, Funnel
 from darkroom.models.autoencoder import AutoencoderKL
 from darkroom.models.classifier import Classifier
@@ -113,7 +113,7 @@ def measure(compared: Comparison, networks: Networks, extractor: Extractor, para
     measured = clip_metrics(networks.clip, samples, compared.prompts, held_out, batch_size=batch_size)
     measured |= recognised.metrics | copies.metrics
     measured |= {f"reconstruction_{name}": value for name, value in reconstruction_metrics(photos, decoded).items()}
-    measured |= {f"reconstruction_{name}_chance": value for name, value in chance_reconstruction_metrics(photos).items()}
+    measured |= {f"reconstruction_{name}_chance": value for name, value in reconstruction_metrics(photos, mean_colour(photos)).items()}
     measured |= likelihood_metrics(
         PhotoModel(networks.vae, networks.pixels, networks.config.schedule),
         denoisers,
@@ -180,7 +180,7 @@ def galleries(compared: Comparison, measured: Measured, num: int) -> dict[str, G
     if worst := worst_samples(samples, prompts, measured.scores, measured.distances):
         found["worst"] = worst
     return found | {
-        "nearest": nearest_gallery(compared, measured.copies, pairs),
+        "nearest": nearest_gallery(samples, prompts, compared.train, compared.held_out, measured.copies, pairs),
         "reconstructions": reconstruction_gallery(measured.photos, measured.decoded, pairs),
         **photo_loss_galleries(measured.losses, compared.train),
     }

@@ -1,4 +1,4 @@
-"""Nearest neighbours in feature space, and whether they show that samples are copies of training photos.
+"""Nearest neighbours in feature space.
 
 Rows may belong to groups: a photo and a sample of its caption are not independent, so distances within a group are left out.
 Without groups every row is a group of its own. Distances are Euclidean and computed in blocks of a fixed number of bytes: no matrix
@@ -6,7 +6,6 @@ of all pairs and no copy of all rows is ever in memory.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,42 +79,3 @@ def check_features(features: Features, num: int, *, at_least: int) -> None:
         )
     if not all(np.isfinite(features[rows]).all() for rows in row_blocks(slice(0, len(features)), features.shape[1])):
         raise ValueError("An image has features that are not finite: the extractor overflows on it, or its weights are damaged.")
-
-
-@dataclass(frozen=True)
-class Memorization:
-    copied_fraction: float  # 0.5 for new images of the same distribution, 1 for copies
-    nearest_photo: NDArray[np.intp]  # (N,): the training photo nearest to each sample
-    ratio: NDArray[np.float64]  # (N,): distance to it over the distance to the nearest held-out photo
-
-    def closest(self, count: int) -> NDArray[np.intp]:
-        """The samples most like a copy, by rising ratio."""
-        return np.argsort(self.ratio, kind="stable")[:count]
-
-
-def memorization(samples: Features, train: Features, held_out: Features, sources: Groups | None = None) -> Memorization:
-    """Compare samples with the photos of the training set and with held-out photos.
-
-    The training set is larger than the held-out set, so even a new image is nearer to a training photo. The held-out photos
-    show by how much: each is compared with the training set and with the other held-out photos. `copied_fraction` is the share of
-    samples whose ratio of the two distances is below the median of the held-out photos' ratios. The ratio also cancels the advantage
-    of a blurred sample, which is near to everything. `sources` are the rows of `held_out` whose captions were the prompts: a sample
-    is near to its own photo because of the caption, so that photo is left out too.
-
-    Raises:
-        ValueError: no training photo, or fewer than two held-out photos.
-    """
-    if len(train) < 1 or len(held_out) < 2:
-        raise ValueError(
-            f"Memorization needs at least 1 training photo and 2 held-out photos, but there are {len(train)} and {len(held_out)}. "
-            "Add photos or hold out more (ingest.val_fraction)."
-        )
-    index, to_train = nearest(samples, train)
-    rows = np.arange(len(held_out))
-    ratio = _ratio(to_train, nearest(samples, held_out, sources, rows)[1])
-    fresh = _ratio(nearest(held_out, train)[1], nearest(held_out, held_out, rows, rows)[1])
-    return Memorization(copied_fraction=float((ratio < np.median(fresh)).mean()), nearest_photo=index, ratio=ratio)
-
-
-def _ratio(to_train: NDArray[np.float64], to_held_out: NDArray[np.float64]) -> NDArray[np.float64]:
-    return to_train / np.maximum(to_held_out, np.finfo(np.float64).tiny)

@@ -11,18 +11,20 @@ class Report:
 
     metrics: dict[str, float]
     eval_key: str
+    unfit_because: str = ""  # plain sentences why no gate decides on this report; "" = the gate may decide
 
     @classmethod
     def read(cls, content: dict[str, Any]) -> "Report":
-        """Read the numbers and the `eval_key` of metrics.json.
+        """Read the numbers, `eval_key` and `unfit_because` of metrics.json.
 
         Raises:
-            ValueError: `eval_key` is missing.
+            ValueError: `eval_key` or `unfit_because` is missing or no text, as in reports of older versions.
         """
-        if not content.get("eval_key"):
-            raise ValueError("`eval_key` is missing in metrics.json of the report; run `dvc repro --force --single-item evaluate`.")
+        for key, may_be_empty in (("eval_key", False), ("unfit_because", True)):
+            if not isinstance(content.get(key), str) or not (content[key] or may_be_empty):
+                raise ValueError(f"`{key}` is missing in metrics.json of the report; run `dvc repro --force --single-item evaluate`.")
         numbers = {name: float(value) for name, value in content.items() if isinstance(value, int | float) and not isinstance(value, bool)}
-        return cls(numbers, str(content["eval_key"]))
+        return cls(numbers, content["eval_key"], content["unfit_because"])
 
     def __getitem__(self, name: str) -> float:
         if name not in self.metrics:
@@ -36,7 +38,7 @@ class PromotionRule:
 
     metric: str  # lower is better
     standard_errors: float
-    max_copied_fraction: float
+    max_copied_fraction: float  # of the lower limit of `copied_fraction`
 
 
 @dataclass(frozen=True)
@@ -48,18 +50,21 @@ class Verdict:
 def judge(challenger: Report, champion: Report | None, rule: PromotionRule) -> Verdict:
     """Decide whether the challenger becomes champion.
 
-    It passes if it copies at most `max_copied_fraction` and its metric is below the champion's by more than the noise:
-    `standard_errors` times sqrt(se_challenger² + se_champion²), where each se is `<metric>_standard_error` of a report, or
-    zero if the report does not have it.
+    It passes if its report is fit to decide, if the lower limit of its `copied_fraction` is at most `max_copied_fraction`, and if
+    its metric is below the champion's by more than the noise: `standard_errors` times sqrt(se_challenger² + se_champion²), where
+    each se is `<metric>_standard_error` of a report, or zero if the report does not have it.
 
     Raises:
         ValueError: a report does not have a metric that the rule names.
     """
-    value, copied = challenger[rule.metric], challenger["copied_fraction"]
+    if challenger.unfit_because:
+        return Verdict(False, challenger.unfit_because)
+    value, copied, low = (challenger[key] for key in (rule.metric, "copied_fraction", "copied_fraction_low"))
     if not math.isfinite(value):
         return Verdict(False, f"{rule.metric} is {value}; required: a finite number")
-    if not copied <= rule.max_copied_fraction:  # NaN fails too
-        return Verdict(False, f"copied_fraction is {copied:.3g}; required: at most {rule.max_copied_fraction:g}")
+    if not low <= rule.max_copied_fraction:  # NaN fails too
+        found = f"copied_fraction is {copied:.3g}, and its 95 % interval begins at {low:.3g}"
+        return Verdict(False, f"{found}; required: at most {rule.max_copied_fraction:g}")
     if champion is None:
         return Verdict(True, "it is the first champion")
     if champion.eval_key != challenger.eval_key:

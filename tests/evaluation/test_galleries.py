@@ -1,6 +1,7 @@
 import numpy as np
 from PIL import Image
 
+from darkroom.evaluation.copies import Copies
 from darkroom.evaluation.features import ArrayImages
 from darkroom.evaluation.galleries import (
     Gallery,
@@ -13,7 +14,6 @@ from darkroom.evaluation.galleries import (
     worst_samples,
     write_gallery,
 )
-from darkroom.evaluation.neighbours import Memorization
 from darkroom.pixels import GAP, picture_grid
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
@@ -68,11 +68,17 @@ def test_reconstructions_stand_beside_their_photos_with_their_psnr():
     assert gallery.tiles[1].label == f"{10 * np.log10(255**2 / error):.1f} dB"
 
 
-def test_the_samples_most_like_a_copy_stand_beside_their_photos():
-    copies = Memorization(copied_fraction=0.5, nearest_photo=np.array([4, 5, 6]), ratio=np.array([0.9, 0.1, 0.5]))
-    gallery = nearest_gallery(IMAGES[:3], ["a", "b", "c"], IMAGES[[5, 6]], copies)
-    assert [tile.label for tile in gallery.tiles] == ["b · ratio 0.10", "c · ratio 0.50"]
-    np.testing.assert_array_equal(gallery.tiles[0].images, IMAGES[[1, 5]])
+def test_the_samples_most_like_a_copy_stand_beside_their_photos_and_then_what_held_out_photos_reach():
+    copies = Copies(
+        copied_fraction=1 / 3, low=0.01, high=0.9, photos=0.0,
+        ratio=np.array([0.9, 0.1, 0.5]), nearest_photo=np.array([4, 5, 6]),
+        photo_ratio=np.array([0.8, 0.7]), photo_nearest=np.array([0, 3]),
+    )  # fmt: skip
+    sources = [ArrayImages(IMAGES[rows]) for rows in (slice(0, 3), slice(3, 10), slice(10, 12))]
+    gallery = nearest_gallery(sources[0], ["a", "b", "c"], *sources[1:], copies, 2)
+    assert [tile.label for tile in gallery.tiles] == ["b · ratio 0.10", "c · ratio 0.50", "held-out photo · ratio 0.70"]
+    np.testing.assert_array_equal([tile.images for tile in gallery.tiles], IMAGES[[[1, 8], [2, 9], [11, 6]]])
+    assert "33.3% of the samples do, 0.0% of the held-out photos" in gallery.note
 
 
 def test_a_gallery_is_stored_eight_pictures_wide_and_pairs_are_not_cut(tmp_path):

@@ -41,7 +41,9 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: Path) -> Path
             if out == "unet":
                 write_json(folder / "diffusion.json", {"steps": 7, "sampler": "euler", "guidance_scale": 2.0})
             if out == "report":
-                write_json(folder / "metrics.json", {"kid": 0.5, "kid_standard_error": 0.01, "copied_fraction": 0.1, "eval_key": "e" * 16})
+                copied = {"copied_fraction": 0.1, "copied_fraction_low": 0.0}
+                metrics = {"kid": 0.5, "kid_standard_error": 0.01, **copied, "eval_key": "e" * 16, "unfit_because": ""}
+                write_json(folder / "metrics.json", metrics)
             inputs = {item: indexes[item] for item in contract.reads if item != RAW}
             write_index(folder, stage=name, params={}, inputs=inputs, content={})
             indexes[out] = read_index(folder)

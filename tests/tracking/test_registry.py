@@ -28,7 +28,7 @@ from tests.test_architecture import TREES, closure
 from tests.test_architecture import imported as imports_of
 
 REPOSITORY = Path(__file__).parents[2]
-RULE = PromotionRule(metric="kid", standard_errors=2.0, max_copied_fraction=0.5)
+RULE = PromotionRule(metric="kid", standard_errors=2.0, max_copied_fraction=0.01)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def make_bundle_of(root: Path, name: str) -> Path:
 
 def add(store: Store, kid: float, *, weights: bytes = b"weights", copied: float = 0.0, eval_key: str = "key") -> dict[str, Any]:
     run = store.client.create_run(store.experiment_id)
-    report = Report({"kid": kid, "copied_fraction": copied}, eval_key)
+    report = Report({"kid": kid, "copied_fraction": copied, "copied_fraction_low": copied}, eval_key)
     bundle = make_bundle(store.root, weights)
     return register(store, "cats", bundle=bundle, report=report, run_id=run.info.run_id, tags={"git.commit": "c0ffee"}, rule=RULE)
 
@@ -77,7 +77,7 @@ def test_the_first_version_becomes_champion_with_its_lineage(store: Store) -> No
         "version": 1,
         "decision": "champion",
         "reason": "it is the first champion",
-        "metrics": {"kid": 1.0, "copied_fraction": 0.0},
+        "metrics": {"kid": 1.0, "copied_fraction": 0.0, "copied_fraction_low": 0.0},
         "eval_key": "key",
         "champion": {"before": None, "after": 1},
     }
@@ -102,7 +102,7 @@ def test_the_numbers_are_bound_to_the_model_and_to_its_run(store: Store) -> None
     add(store, 1.0)
     version = store.client.get_model_version("cats", "1")
     model = store.client.get_logged_model(version.source.removeprefix("models:/"))
-    assert {metric.key: metric.value for metric in model.metrics} == {"kid": 1.0, "copied_fraction": 0.0}
+    assert {metric.key: metric.value for metric in model.metrics} == {"kid": 1.0, "copied_fraction": 0.0, "copied_fraction_low": 0.0}
     assert store.client.get_run(version.run_id).data.metrics["kid"] == 1.0
 
 
@@ -176,7 +176,7 @@ def test_a_misspelt_metric_is_found_before_anything_is_registered(store: Store) 
             store,
             "cats",
             bundle=make_bundle(store.root),
-            report=Report({"kid": 1.0, "copied_fraction": 0.0}, "key"),
+            report=Report({"kid": 1.0, "copied_fraction": 0.0, "copied_fraction_low": 0.0}, "key"),
             run_id=run.info.run_id,
             tags={},
             rule=PromotionRule("kdi", 2.0, 0.5),
@@ -191,7 +191,7 @@ def test_mlflows_refusal_is_one_sentence(store: Store) -> None:
             store,
             "cats",
             bundle=make_bundle(store.root),
-            report=Report({"kid": 1.0, "copied_fraction": 0.0}, "key"),
+            report=Report({"kid": 1.0, "copied_fraction": 0.0, "copied_fraction_low": 0.0}, "key"),
             run_id="0" * 32,
             tags={},
             rule=RULE,
