@@ -87,7 +87,7 @@ def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 def evaluate(root: Path, **changes: Any) -> dict[str, Any]:
-    write_params(root / "params.yaml", evaluate=changes)
+    write_params(root / "params.yaml", evaluate={"features": {"kind": "squeezenet"}} | changes)
     run_stage("evaluate", root)
     metrics: dict[str, Any] = json.loads((root / "data" / "report" / "metrics.json").read_text())
     return metrics
@@ -115,14 +115,15 @@ def in_order_of_prompts(held_out: ImageShards, train: ImageShards) -> np.ndarray
 
 
 class Pixels:
-    """In the place of the shipped classifier: its features are 4 x 4 px, its classes their mean brightness. It takes no time."""
+    """In the place of the shipped classifier: its features are the colours and the edges of 4 x 4 cells. It takes no time."""
 
     name = "pixels-0"
     identity: ClassVar = {"arch": "pixels"}
 
     def features_and_scores(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        small = images.reshape(len(images), 4, images.shape[1] // 4, 4, -1, 3).mean(axis=(2, 4)) / 64 - 2
-        features = small.reshape(len(images), 48).astype(np.float32)
+        edges = np.abs(np.diff(images.astype(np.float32), axis=2, prepend=0)) * 4
+        cells = [part.reshape(len(part), 4, part.shape[1] // 4, 4, -1, 3).mean(axis=(2, 4)) / 64 - 2 for part in (images, edges)]
+        features = np.concatenate(cells, axis=1).reshape(len(images), 96).astype(np.float32)
         return features, np.eye(1000, dtype=np.float32)[(features.mean(axis=1) > 0).astype(int)]
 
 
