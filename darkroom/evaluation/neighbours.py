@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Features = NDArray[np.floating]  # (N, D)
 Groups = NDArray[np.intp]  # (N,)
-BLOCK_BYTES = 32 * 2**20  # of one block of float64
+BLOCK_BYTES = 8 * 2**20  # of one block of float64
 EQUAL = 1e-14  # rows whose squared distance is below this part of their squared lengths are equal, but for rounding
 
 
@@ -56,8 +56,10 @@ def nearest(
 def radius(x: Features, k: int, groups: Groups | None = None) -> NDArray[np.float64]:
     """Distance of each row to its k-th nearest row of another group: (N,)."""
     groups = np.arange(len(x)) if groups is None else groups
-    blocks = distance_blocks(x, x, groups, groups)
-    return np.concatenate([np.partition(distances, k - 1, axis=1)[:, k - 1] for _, distances in blocks])
+    kth = np.empty(len(x))
+    for rows, distances in distance_blocks(x, x, groups, groups):
+        kth[rows] = np.partition(distances, k - 1, axis=1)[:, k - 1]
+    return kth
 
 
 def unit(x: Features) -> NDArray[np.float64]:
