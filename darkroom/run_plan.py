@@ -7,7 +7,8 @@
 - Memory: that of this process, which has imported what a stage imports; 4 bytes a weight; 12 more a trained one (gradient and AdamW),
   16 with EMA; and what the forward pass of a micro-batch keeps for the backward pass, half of it in bf16.
 - Time beside the arithmetic: the start of each stage, as long as that of this process, twice, because the tracker loads MLflow.
-- Times on a CPU are measured as its own time, so that other programs on the machine do not count: with them a run takes longer.
+- Times on a CPU are measured as its own time in one thread, so that other programs on the machine do not count; with them a run takes
+  longer. Each further thread is taken to add `SHARE` of the speed of the first.
 """
 
 import time
@@ -33,6 +34,7 @@ LOOKS = 6  # of evaluation at a held-out photo: itself, its reconstruction and f
 VALIDATED = 256  # held-out photos of a validation, at most
 CLIP_BATCH = 64
 TWICE = ("heun", "predictor_corrector")  # samplers with two network evaluations per step
+SHARE = 0.7  # of the speed of one thread that another one adds: some of the work has no parts
 STARTS = 2  # of this process, which a stage takes to start
 
 
@@ -80,7 +82,8 @@ def measure_speed(part: Part, device: torch.device, *, bf16: bool, most: int) ->
     for tensor in (*net.parameters(), *net.buffers()):
         torch.nn.init.constant_(tensor, 0.01)  # what happens to lie in memory may be denormal, which is slow
     inputs = part.inputs(num, device)
-    clock, threads = (time.process_time, torch.get_num_threads()) if device.type == "cpu" else (time.perf_counter, 1)
+    is_cpu, threads = device.type == "cpu", torch.get_num_threads()
+    clock, together = (time.process_time, 1 + SHARE * (threads - 1)) if is_cpu else (time.perf_counter, 1.0)
 
     def step() -> float:
         started = clock()
@@ -89,9 +92,13 @@ def measure_speed(part: Part, device: torch.device, *, bf16: bool, most: int) ->
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         sum(output.float().sum() for output in outputs).backward()
         float(next(parameter.grad.sum() for parameter in net.parameters() if parameter.grad is not None))  # waits for the device
-        return (clock() - started) / threads
+        return clock() - started
 
-    return 3 * part.flop * num / min(step() for _ in range(3))
+    torch.set_num_threads(1 if is_cpu else threads)  # two threads wait for each other on a busy machine, and that counts
+    try:
+        return 3 * part.flop * num * together / min(step() for _ in range(3))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def costs(sections: Mapping[str, Any], parts: Mapping[str, Part], machine: Machine, *, num_photos: int, photo_seconds: float) -> list[Cost]:
@@ -188,7 +195,8 @@ def plan_lines(sections: Mapping[str, Any], raw: Path) -> list[str]:
     machine = Machine.measure(parts, sections, start=start)
     table = costs(sections, parts, machine, num_photos=len(photos), photo_seconds=seconds)
     return [
-        f"{len(photos)} photos in {raw}; {machine.device.type}, {torch.get_num_threads()} threads. An estimate, within a factor of two:",
+        f"{len(photos)} photos in {raw}; {machine.device.type}, {torch.get_num_threads()} threads. "
+        "An estimate for a machine that does nothing else:",
         f"{'stage':<14} {'parameters':>10} {'arithmetic':>12} {'time':>8} {'memory':>9}",
         *map(_row, table),
         f"all: {as_time(sum(cost.seconds for cost in table))}, {max(cost.memory for cost in table) / 2**30:.1f} GiB of memory; "
