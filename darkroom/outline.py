@@ -149,7 +149,5 @@ def _check_weights(unet: str, folders: Mapping[str, str]) -> None:
 
 def _stored(kind: type[Any], folder: str, key: str) -> Any:
     if not Path(folder).is_dir():
-        raise ValueError(
-            f"`{key}` names {folder}, which is not there. Import it first (`darkroom import SOURCE FOLDER`), or correct the path."
-        )
+        raise ValueError(f"`{key}` names {folder}, which is not there: import it (`darkroom import SOURCE FOLDER`), or correct the path.")
     return kind.from_json(read_json(Path(folder) / "config.json"), Path(folder) / "config.json")

@@ -7,6 +7,8 @@
 - Memory: that of this process, which has imported what a stage imports; 4 bytes a weight; 12 more a trained one (gradient and AdamW),
   16 with EMA; and what the forward pass of a micro-batch keeps for the backward pass, half of it in bf16.
 - Time beside the arithmetic: the start of each stage, as long as that of this process, twice, because the tracker loads MLflow.
+- Times on a CPU are measured as its own time in one thread, so that other programs on the machine do not count; with them a run takes
+  longer. Each further thread is taken to add `SHARE` of the speed of the first.
 """
 
 import time
@@ -32,6 +34,7 @@ LOOKS = 6  # of evaluation at a held-out photo: itself, its reconstruction and f
 VALIDATED = 256  # held-out photos of a validation, at most
 CLIP_BATCH = 64
 TWICE = ("heun", "predictor_corrector")  # samplers with two network evaluations per step
+SHARE = 0.7  # of the speed of one thread that another one adds: some of the work has no parts
 STARTS = 2  # of this process, which a stage takes to start
 
 
@@ -56,9 +59,8 @@ class Machine:
     base: float  # bytes of a process that has imported everything
 
     @classmethod
-    def measure(cls, parts: Mapping[str, Part], sections: Mapping[str, Any]) -> "Machine":
-        device, process = best_device(), psutil.Process()
-        start, base = STARTS * (time.time() - process.create_time()), float(process.memory_info().rss)
+    def measure(cls, parts: Mapping[str, Part], sections: Mapping[str, Any], *, start: float) -> "Machine":
+        device, base = best_device(), float(psutil.Process().memory_info().rss)
         toys: dict[str, Part] = {}
         speed = {}
         for stage, part in parts.items():
@@ -80,17 +82,23 @@ def measure_speed(part: Part, device: torch.device, *, bf16: bool, most: int) ->
     for tensor in (*net.parameters(), *net.buffers()):
         torch.nn.init.constant_(tensor, 0.01)  # what happens to lie in memory may be denormal, which is slow
     inputs = part.inputs(num, device)
+    is_cpu, threads = device.type == "cpu", torch.get_num_threads()
+    clock, together = (time.process_time, 1 + SHARE * (threads - 1)) if is_cpu else (time.perf_counter, 1.0)
 
     def step() -> float:
-        started = time.perf_counter()
+        started = clock()
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             outputs = net(*inputs)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         sum(output.float().sum() for output in outputs).backward()
         float(next(parameter.grad.sum() for parameter in net.parameters() if parameter.grad is not None))  # waits for the device
-        return time.perf_counter() - started
+        return clock() - started
 
-    return 3 * part.flop * num / min(step() for _ in range(3))
+    torch.set_num_threads(1 if is_cpu else threads)  # two threads wait for each other on a busy machine, and that counts
+    try:
+        return 3 * part.flop * num * together / min(step() for _ in range(3))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def costs(sections: Mapping[str, Any], parts: Mapping[str, Part], machine: Machine, *, num_photos: int, photo_seconds: float) -> list[Cost]:
@@ -163,13 +171,13 @@ def find_photos(raw: Path) -> list[Path]:
 def measure_photo(photos: list[Path], params: IngestParams, *, budget: float = 1.0) -> float:
     """Seconds that `ingest` takes for one photo, from as many as take `budget` seconds, at most 8, spread over all."""
     style = PictureStyle(**{name: getattr(params, name) for name in PictureStyle.__dataclass_fields__})
-    started, num = time.perf_counter(), 0
+    started, num = time.process_time(), 0
     for photo in photos[:: -(-len(photos) // 8)]:
         develop(photo, style)
         num += 1
-        if time.perf_counter() - started > budget:
+        if time.process_time() - started > budget:
             break
-    return (time.perf_counter() - started) / num
+    return (time.process_time() - started) / num
 
 
 def plan_lines(sections: Mapping[str, Any], raw: Path) -> list[str]:
@@ -180,13 +188,15 @@ def plan_lines(sections: Mapping[str, Any], raw: Path) -> list[str]:
     """
     if missing := not_here(sections):
         return [f"Nothing is estimated: {', '.join(missing)} is fetched when its stage starts."]
+    start = STARTS * time.process_time()  # it has imported everything by now
     photos, parts = find_photos(raw), networks(sections)
     seconds = measure_photo(photos, sections["ingest"])
     moments, tokens = latents_bytes(parts["train_unet"], sections, len(photos))
-    machine = Machine.measure(parts, sections)
+    machine = Machine.measure(parts, sections, start=start)
     table = costs(sections, parts, machine, num_photos=len(photos), photo_seconds=seconds)
     return [
-        f"{len(photos)} photos in {raw}; {machine.device.type}, {torch.get_num_threads()} threads. An estimate, within a factor of two:",
+        f"{len(photos)} photos in {raw}; {machine.device.type}, {torch.get_num_threads()} threads. "
+        "An estimate for a machine that does nothing else:",
         f"{'stage':<14} {'parameters':>10} {'arithmetic':>12} {'time':>8} {'memory':>9}",
         *map(_row, table),
         f"all: {as_time(sum(cost.seconds for cost in table))}, {max(cost.memory for cost in table) / 2**30:.1f} GiB of memory; "

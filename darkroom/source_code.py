@@ -39,7 +39,7 @@ EVERYTHING = "*"  # instead of a name: the whole module
 EFFECTS = "<module>"  # the statements of a module that do more than bind a name
 TEMPLATES, TEMPLATE = "darkroom/templates", ".html.j2"  # folder and ending of the pages; a definition uses those that it names
 TEXTS = ("description", "help", "desc", "unit", "prog")  # keyword arguments that people read
-MESSAGES = ("ValueError", "Interrupted", "sys.exit")  # calls with the text of an error
+MESSAGES = ("ValueError", "Interrupted", "stoppable", "sys.exit")  # calls with the text of an error
 LOGS = ("logger", "logging")  # calls of theirs are for people
 
 Use = tuple[str, str]  # module, definition

@@ -52,7 +52,7 @@ class Contract(Generic[P]):
     writes: tuple[str, ...]
 
     def main(self) -> None:
-        """The command `python -m stages.<name>`: exit status 0 only if every output is in place, 130 after Ctrl-C."""
+        """The command `python -m stages.<name>`: exit status 0 only if every output is in place. After Ctrl-C it is 130."""
         doc = sys.modules["__main__"].__doc__ or ""
         parser = argparse.ArgumentParser(
             prog=f"python -m stages.{self.name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -112,6 +112,7 @@ def test_an_edit_that_can_change_bytes_reruns_the_stages_that_reach_it(tree: Pat
         pytest.param("must map stage names to their parameters", "maps stage names to their parameters", id="message of an error"),
         pytest.param("No incomplete output was left.", "Nothing incomplete was left.", id="message of sys.exit"),
         pytest.param("Start it again to resume from there.", "Start it again.", id="message of an interruption"),
+        pytest.param("interrupted. No incomplete output was", "stopped. No incomplete output was", id="message of a stopped stage"),
         pytest.param(
             "from darkroom.training.vae_task import VaeTask, measure_latents",
             "from typing import Any\n\nfrom darkroom.training.vae_task import VaeTask, measure_latents",
