@@ -55,7 +55,7 @@ def run(stage: Stage[EvaluateParams]) -> None:
         **copies.metrics,
     }
     metrics = [*demo.metrics, *explain(measured)]
-    values = {metric.key: metric.value for metric in metrics}
+    values = {key: value for key, value in measured.items() if math.isfinite(value)} | {metric.key: metric.value for metric in metrics}
     setting = {"photos": held_out.keys, "size": held_out.size, "prompts": prompts, "seeds": seeds, "features": extractor.name}
     identity = {"eval_key": hash_json(setting | sampling), "features": extractor.name}
     write_json(out / "metrics.json", values | identity | {"num_samples": params.num_samples, "unfit_because": ""})
