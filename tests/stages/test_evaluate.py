@@ -147,14 +147,14 @@ def test_a_perfect_sampler_gets_the_numbers_of_the_photos(project, monkeypatch):
     assert metrics["precision"] == metrics["recall"] > 0.8
     assert metrics["prompt_adherence"] == metrics["prompt_adherence_photos"] == 1
     assert metrics["clip_score"] == pytest.approx(metrics["clip_score_photos"], abs=1e-4)
-    assert metrics["copied_fraction"] == pytest.approx(0.5, abs=1 / len(held_out))
+    assert metrics["copied_fraction"] <= metrics["copied_fraction_photos"] + 1 / len(held_out)
 
 
 def test_other_cats_of_the_same_kind_are_near_the_floor_and_no_copies(project, monkeypatch):
     drawn = [toy_cat(index, size=16, seed=99)[0] for index in range(60)]
     draw(monkeypatch, np.stack([np.asarray(Image.open(io.BytesIO(png))) for png in drawn]))
     metrics = evaluate(project, num_samples=60)
-    assert 0.2 < metrics["copied_fraction"] < 0.8
+    assert metrics["copied_fraction_low"] <= 0.01
     assert abs(metrics["kid"]) < 2 * metrics["kid_standard_error"]
     assert 0.4 < metrics["frechet_distance"] / metrics["frechet_distance_photos"] < 2.5
 
