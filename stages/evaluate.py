@@ -59,6 +59,7 @@ def run(stage: Stage[EvaluateParams]) -> None:
         stage.tracker.log_image(name, write_gallery(out / "pictures" / f"{name}.png", gallery))
     story = Story(
         verdict=tell_verdict(metrics, unfit_because=measured.unfit_because),
+        remarks=measured.remarks,
         samples=shown.pop("samples"),
         worst=shown.pop("worst", None),
         metrics=metrics,

@@ -34,7 +34,7 @@ def run(stage: Stage[RegisterParams]) -> None:
             )
         lineage = _lineage(stage)
         bundle = _bundle(stage, lineage, report)
-        rule = PromotionRule(params.metric, params.standard_errors, params.max_copied_fraction)
+        rule = PromotionRule(params.metric, params.standard_errors, params.max_copied_fraction, params.min_progress)
         store = open_store(project_root(stage.inputs["vae"]))
         record = register(store, params.model_name, bundle=bundle, report=report, run_id=run_id, tags=lineage, rule=rule)
     write_json(stage.outs["registered.json"], record)

@@ -1,5 +1,6 @@
 """Everything that `evaluate` measures: samples beside photos, networks on photos. Each part has a module of its own in this room."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from darkroom.config import EvaluateParams
+from darkroom.data.doctor import LARGE_SHARE
 from darkroom.data.shards import ImageShards
 from darkroom.diffusion.diffusion_config import DiffusionConfig
 from darkroom.evaluation.alignment import clip_metrics, clip_unfit_because, sample_scores
@@ -35,6 +37,8 @@ from darkroom.models.classifier import Classifier
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel
 from darkroom.pixels import map_pictures
+
+ONE_CAPTION = "The model was trained with one caption, so prompts steer nothing, and whether samples fit them is not measured."
 
 
 def choose_sources(held_out: Sequence[str], train: set[str], num: int) -> list[int]:
@@ -76,6 +80,7 @@ class Measured:
 
     values: dict[str, float]  # key of metrics.json -> value
     unfit_because: str  # why no gate may decide on these values; "" = it may
+    remarks: list[str]  # sentences on what was not measured
     features: FeatureSets
     fitness: Fitness  # of the feature extractor
     funnel: Funnel
@@ -97,7 +102,7 @@ def measure(compared: Comparison, networks: Networks, extractor: Extractor, para
     samples, train, held_out = compared.samples, compared.train, compared.held_out
     features = FeatureSets.extract(extractor, samples, held_out, train, batch_size=batch_size)
     fitness = check_extractor(extractor, held_out, features.held_out, features.train, batch_size=batch_size)
-    no_clip = clip_unfit_because(networks.clip, compared.prompts)
+    no_clip = ONE_CAPTION if networks.config.only_caption is not None else clip_unfit_because(networks.clip, compared.prompts)
     if extractor.kind == "clip" and no_clip:
         fitness = replace(fitness, unfit_because=no_clip)
     copies = find_copies(samples, train, held_out, decode=_decode(networks, batch_size), sources=compared.sources, batch_size=batch_size)
@@ -110,7 +115,7 @@ def measure(compared: Comparison, networks: Networks, extractor: Extractor, para
         batch_size=batch_size,
     )
     denoisers = denoisers_of(networks.unet, networks.clip, networks.config)
-    measured = clip_metrics(networks.clip, samples, compared.prompts, held_out, batch_size=batch_size)
+    measured = {} if no_clip else clip_metrics(networks.clip, samples, compared.prompts, held_out, batch_size=batch_size)
     measured |= recognised.metrics | copies.metrics
     measured |= {f"reconstruction_{name}": value for name, value in reconstruction_metrics(photos, decoded).items()}
     measured |= {f"reconstruction_{name}_chance": value for name, value in reconstruction_metrics(photos, mean_colour(photos)).items()}
@@ -128,6 +133,7 @@ def measure(compared: Comparison, networks: Networks, extractor: Extractor, para
     return Measured(
         values=measured,
         unfit_because=" ".join(filter(None, (fitness.unfit_because, too_few_references(len(held_out))))),
+        remarks=_remarks(no_clip, compared.prompts),
         features=features,
         fitness=fitness,
         funnel=recognised.funnel,
@@ -135,7 +141,7 @@ def measure(compared: Comparison, networks: Networks, extractor: Extractor, para
         losses=measure_photo_losses(networks.vae, denoisers, train, seed=params.seed, batch_size=batch_size, device=device),
         photos=photos,
         decoded=decoded,
-        scores=sample_scores(networks.clip, samples, compared.prompts, batch_size=batch_size),
+        scores=None if no_clip else sample_scores(networks.clip, samples, compared.prompts, batch_size=batch_size),
         distances=None if fitness.unfit_because else nearest(features.samples, features.held_out)[1],
     )
 
@@ -184,6 +190,14 @@ def galleries(compared: Comparison, measured: Measured, num: int) -> dict[str, G
         "reconstructions": reconstruction_gallery(measured.photos, measured.decoded, pairs),
         **photo_loss_galleries(measured.losses, compared.train),
     }
+
+
+def _remarks(no_clip: str, prompts: Sequence[str]) -> list[str]:
+    """Why scores of CLIP are missing, and whether nearly all prompts are alike."""
+    caption, count = Counter(prompts).most_common(1)[0]
+    share = count / len(prompts)
+    common = f"{share:.0%} of the prompts are {caption!r}: there is little that prompts can steer." if 1 > share > LARGE_SHARE else ""
+    return [remark for remark in (no_clip, common) if remark]
 
 
 def _decode(networks: Networks, batch_size: int) -> Callable[[Images], Images]:

@@ -46,7 +46,9 @@ def _bar(metric: Metric) -> tuple[float, float, float] | None:
 
 def _lines(story: Story) -> Iterator[str]:
     """The verdict, the numbers, the funnel and the worst prompts as Markdown without pictures."""
-    yield from (f"# {TITLE}", "", f"**{_plain(story.verdict)}**", "", "## Numbers between chance and photos", "")
+    yield from (f"# {TITLE}", "", f"**{_plain(story.verdict)}**", "")
+    yield from (line for remark in story.remarks for line in (_plain(remark), ""))
+    yield from ("## Numbers between chance and photos", "")
     yield from ("| | chance | samples | photos |", "|---|---|---|---|")
     for metric in story.metrics:
         ends = ["" if end is None else format_number(end) for end in (metric.chance, metric.photos)]

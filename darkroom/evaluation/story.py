@@ -43,6 +43,7 @@ class Story:
     """Everything that the report tells; what is empty is left out."""
 
     verdict: str  # the first sentence
+    remarks: Sequence[str]  # sentences that follow it: what could not be measured
     samples: Gallery
     metrics: Sequence[Metric]
     worst: Gallery | None = None  # prompts

@@ -31,6 +31,12 @@ class Report:
             raise ValueError(f"Metric `{name}` is missing in the report; the gate needs it. Metrics: {', '.join(sorted(self.metrics))}.")
         return self.metrics[name]
 
+    def progress(self, name: str) -> float:
+        """Part of the way from chance (0) to photos (1) that a metric has gone; inf if the report does not know both."""
+        chance, photos = (self.metrics.get(f"{name}_{end}", math.nan) for end in ("chance", "photos"))
+        place = (self[name] - chance) / (photos - chance) if photos != chance else math.nan
+        return math.inf if math.isnan(place) else place
+
 
 @dataclass(frozen=True)
 class PromotionRule:
@@ -39,6 +45,7 @@ class PromotionRule:
     metric: str  # lower is better
     standard_errors: float
     max_copied_fraction: float  # of the lower limit of `copied_fraction`
+    min_progress: float  # part of the way from `<metric>_chance` to `<metric>_photos`
 
 
 @dataclass(frozen=True)
@@ -50,9 +57,10 @@ class Verdict:
 def judge(challenger: Report, champion: Report | None, rule: PromotionRule) -> Verdict:
     """Decide whether the challenger becomes champion.
 
-    It passes if its report is fit to decide, if the lower limit of its `copied_fraction` is at most `max_copied_fraction`, and if
-    its metric is below the champion's by more than the noise: `standard_errors` times sqrt(se_challenger² + se_champion²), where
-    each se is `<metric>_standard_error` of a report, or zero if the report does not have it.
+    It passes if its report is fit to decide, if the lower limit of its `copied_fraction` is at most `max_copied_fraction`, if its
+    metric has gone `min_progress` of the way from chance to photos (where both are known), and if it is below the champion's by
+    more than the noise: `standard_errors` times sqrt(se_challenger² + se_champion²), where each se is `<metric>_standard_error` of a
+    report, or zero if the report does not have it.
 
     Raises:
         ValueError: a report does not have a metric that the rule names.
@@ -65,6 +73,10 @@ def judge(challenger: Report, champion: Report | None, rule: PromotionRule) -> V
     if not low <= rule.max_copied_fraction:  # NaN fails too
         found = f"copied_fraction is {copied:.3g}, and its 95 % interval begins at {low:.3g}"
         return Verdict(False, f"{found}; required: at most {rule.max_copied_fraction:g}")
+    progress = challenger.progress(rule.metric)
+    if progress < rule.min_progress:
+        found = f"{rule.metric} is {value:.3g} and has gone {progress:.0%} of the way from chance to photos"
+        return Verdict(False, f"{found}; required: {rule.min_progress:.0%}")
     if champion is None:
         return Verdict(True, "it is the first champion")
     if champion.eval_key != challenger.eval_key:

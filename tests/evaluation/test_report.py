@@ -35,6 +35,7 @@ def noise(count, size=16):
 def story(**changes: Any) -> Story:
     told = Story(
         verdict="The samples are cats.",
+        remarks=["Prompts steer <nothing>."],
         samples=Gallery("Samples", "Drawn.", [Tile(noise(1), "a cat"), Tile(noise(1), "a dog")]),
         worst=Gallery("Worst prompts", "Bad.", [Tile(noise(1), "12.0 · a purple dog")]),
         metrics=explain(MEASURED, {"kid": KID, "psnr": PSNR}),
@@ -82,7 +83,9 @@ def test_the_report_tells_its_story_in_order(tmp_path):
 
 
 def test_the_verdict_is_the_first_sentence_of_the_page(tmp_path):
-    assert re.search(r"</h1>\s*<p class=\"verdict\">The samples are cats.</p>", report(tmp_path))
+    html = report(tmp_path)
+    assert re.search(r"</h1>\s*<p class=\"verdict\">The samples are cats.</p>\s*<p class=\"remark\">Prompts steer &lt;nothing&gt;.</p>", html)
+    assert "Prompts steer \\<nothing\\>." in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

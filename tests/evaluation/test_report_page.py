@@ -44,6 +44,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     story = Story(
         verdict=" ".join([LONG] * 3),
+        remarks=[LONG, LONG],
         samples=sample_gallery(source, [LONG] * 32, 32),
         metrics=explain(numbers),
         worst=Gallery("Worst prompts", LONG, [Tile(images[:1], LONG)] * 12),

@@ -39,6 +39,7 @@ from tests.tiny_run import make_project, run_stage, write_params
 CLIP = {"embed_dim": 16, "image_size": 16, "patch_size": 8, "vision_width": 32, "vision_layers": 1,
         "text_width": 32, "text_layers": 1, "context_length": 24}  # fmt: skip
 NUM_CATS = 120
+RECOGNISED = {"recognised", "recognised_full", "recognised_reconstructions"}
 
 
 def make_models(data: Path) -> None:
@@ -91,6 +92,10 @@ def evaluate(root: Path, **changes: Any) -> dict[str, Any]:
     run_stage("evaluate", root)
     metrics: dict[str, Any] = json.loads((root / "data" / "report" / "metrics.json").read_text())
     return metrics
+
+
+def numbers_of(metrics: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name != "num_samples" and not isinstance(value, str)}
 
 
 def draw(monkeypatch: pytest.MonkeyPatch, images: np.ndarray) -> list[dict[str, Any]]:
@@ -214,17 +219,19 @@ def test_two_runs_give_the_same_report_and_batches_do_not_matter(project):
     assert evaluate(project, num_samples=8) == first
     assert (project / "data" / "report" / "report.html").read_bytes() == page
     other = evaluate(project, num_samples=8, batch_size=3)
-    assert {**other, "features": 0, "eval_key": 0} == pytest.approx({**first, "features": 0, "eval_key": 0}, rel=0.02, abs=1e-3)
+    assert numbers_of(other) == pytest.approx(numbers_of(first), rel=0.02, abs=1e-3)
 
 
 def test_metrics_are_finite_named_in_the_glossary_and_shown(project):
     metrics = evaluate(project, num_samples=8)
-    numbers = {name: value for name, value in metrics.items() if name not in ("num_samples", "features", "eval_key")}
-    assert set(GLOSSARY | ADHERENCE) <= set(numbers)
+    numbers = numbers_of(metrics)
+    assert set(GLOSSARY | ADHERENCE) - set(numbers) == RECOGNISED  # the classes of an untrained eye say nothing
     assert all(math.isfinite(value) for value in numbers.values())
     assert metrics["num_samples"] == 8
     html = (project / "data" / "report" / "report.html").read_text()
-    for entry in (GLOSSARY | ADHERENCE).values():
+    for key, entry in (GLOSSARY | ADHERENCE).items():
+        if key in RECOGNISED:
+            continue
         for text in (f"<span>{entry.name}</span>", entry.meaning, entry.fooled_by):
             assert text in html.replace("&#39;", "'")
     assert read_index(project / "data" / "report")["content"]["eval_key"] == metrics["eval_key"]
@@ -338,8 +345,8 @@ def test_distances_can_be_measured_in_the_shipped_or_in_a_local_classifier(proje
 
 
 def test_too_few_held_out_photos_for_the_neighbours_are_refused_and_leave_no_report(project):
-    with pytest.raises(ValueError, match=r"at least 1001 independent images on each side, but there are \d+\. Hold out"):
-        evaluate(project, num_samples=8, num_neighbours=1000)
+    with pytest.raises(ValueError, match=r"at least 61 independent images on each side, but there are \d+\. Hold out"):
+        evaluate(project, num_samples=64, num_neighbours=60)
     assert not (project / "data" / "report").exists()
 
 
@@ -368,7 +375,7 @@ def test_numbers_pictures_and_the_page_go_to_the_tracker(project, monkeypatch):
     recorder = Recorder()
     monkeypatch.setattr("darkroom.stage.stage_run", lambda *_, **__: nullcontext(recorder))
     metrics = evaluate(project, num_samples=8)
-    assert recorder.metrics == {name: metrics[name] for name in GLOSSARY | ADHERENCE}
+    assert recorder.metrics == {name: metrics[name] for name in GLOSSARY | ADHERENCE if name not in RECOGNISED}
     assert set(recorder.images) == {"samples", "nearest", "reconstructions", "coats", "worst", "worst_captions", "worst_photos"}
     assert all(image.dtype == np.uint8 for image in recorder.images.values())
     assert recorder.artifacts == ["report.html"]

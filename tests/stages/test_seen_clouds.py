@@ -10,11 +10,11 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from darkroom.data.shards import ImageShards
-from darkroom.tracking.gate import Report, judge
+from darkroom.tracking.gate import PromotionRule, Report, judge
 from tests.stages.test_evaluate import draw, evaluate, make_models
-from tests.stages.test_register import RULE
 from tests.tiny_run import make_project, run_stage
 
+RULE = PromotionRule(metric="kid", standard_errors=2.0, max_copied_fraction=0.01, min_progress=0.5)  # the defaults of `register`
 CATS = Path(__file__).parents[3] / "shared" / "data" / "cats"
 ONE_CAPTION = {"side": 32, "num_workers": 1, "val_fraction": 0.4, "captions": ["text_file"]}
 NUM_SAMPLES = 100

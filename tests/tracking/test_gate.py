@@ -4,7 +4,7 @@ import pytest
 
 from darkroom.tracking.gate import PromotionRule, Report, Verdict, judge
 
-RULE = PromotionRule(metric="kid", standard_errors=2.0, max_copied_fraction=0.01)
+RULE = PromotionRule(metric="kid", standard_errors=2.0, max_copied_fraction=0.01, min_progress=0.5)
 
 
 def report(kid: float, *, error: float = 0.0, copied: float = 0.01, low: float = 0.0, eval_key: str = "key") -> Report:
@@ -69,7 +69,7 @@ def test_the_reason_names_both_numbers_and_the_noise() -> None:
 
 def test_a_metric_that_is_not_in_the_report_is_named_with_those_that_are() -> None:
     with pytest.raises(ValueError, match=r"Metric `fid` is missing in the report; the gate needs it. Metrics: copied_fraction, .*kid"):
-        judge(report(1.0), None, PromotionRule("fid", 2.0, 0.5))
+        judge(report(1.0), None, PromotionRule("fid", 2.0, 0.5, 0.0))
 
 
 def test_a_report_keeps_numbers_and_why_it_is_unfit() -> None:
@@ -86,3 +86,16 @@ def test_a_report_of_an_older_version_is_refused(content: dict[str, object], key
         ValueError, match=rf"`{key}` is missing in metrics.json of the report; run `dvc repro --force --single-item evaluate`"
     ):
         Report.read({"kid": 1.0} | content)
+
+
+@pytest.mark.parametrize(("kid", "passed"), [(0.9, False), (0.51, False), (0.49, True), (-0.01, True)])
+def test_a_champion_has_gone_half_of_the_way_from_chance_to_photos(kid: float, passed: bool) -> None:
+    known = Report(report(kid).metrics | {"kid_chance": 1.0, "kid_photos": 0.0}, "key")
+    verdict = judge(known, None, RULE)
+    assert verdict.passed is passed
+    assert passed or "of the way from chance to photos; required: 50%" in verdict.reason
+
+
+def test_a_metric_without_chance_or_photos_needs_no_progress() -> None:
+    assert judge(Report(report(9.0).metrics | {"kid_chance": 1.0}, "key"), None, RULE).passed
+    assert judge(Report(report(9.0).metrics | {"kid_chance": 1.0, "kid_photos": 1.0}, "key"), None, RULE).passed

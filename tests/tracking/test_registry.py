@@ -28,7 +28,7 @@ from tests.test_architecture import TREES, closure
 from tests.test_architecture import imported as imports_of
 
 REPOSITORY = Path(__file__).parents[2]
-RULE = PromotionRule(metric="kid", standard_errors=2.0, max_copied_fraction=0.01)
+RULE = PromotionRule(metric="kid", standard_errors=2.0, max_copied_fraction=0.01, min_progress=0.5)
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_a_misspelt_metric_is_found_before_anything_is_registered(store: Store) 
             report=Report({"kid": 1.0, "copied_fraction": 0.0, "copied_fraction_low": 0.0}, "key"),
             run_id=run.info.run_id,
             tags={},
-            rule=PromotionRule("kdi", 2.0, 0.5),
+            rule=PromotionRule("kdi", 2.0, 0.5, 0.0),
         )
     assert not store.client.search_registered_models()
     assert not store.client.search_logged_models([store.experiment_id])
