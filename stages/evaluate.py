@@ -4,7 +4,6 @@ Reads data/shards, data/vae, data/clip, data/unet. Writes data/report: metrics.j
 photo_losses.csv and pictures/. Distances are in the features of a named extractor; docs/evaluate.md explains each metric.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,15 +35,14 @@ def run(stage: Stage[EvaluateParams]) -> None:
     model = TextToImage.load(stage.inputs["unet"].parent)
     extractor = make_extractor(params.features, model.clip, stage.indexes["clip"]["fingerprint"], model.device)
     sources = choose_sources(held_out.captions, set(train.captions), params.num_samples)
-    prompts = [held_out.captions[row] for row in sources]
-    seeds = [params.seed + index for index in range(params.num_samples)]
+    prompts, seeds = [held_out.captions[row] for row in sources], list(range(params.seed, params.seed + params.num_samples))
     samples = draw(stage, model, prompts, seeds, "samples")
     champion = draw_champion(stage, model.size, prompts, seeds)
     if not stage.is_main:
         return
     compared = Comparison(samples, prompts, np.array(sources), train, held_out)
-    pixels, dims = PixelLikelihood.load(stage.inputs["vae"]), math.prod(model.latent_shape)
-    measured = measure(compared, Networks(model.vae, pixels, model.unet, model.clip, model.config, dims), extractor, params)
+    networks = Networks(model.vae, PixelLikelihood.load(stage.inputs["vae"]), model.unet, model.clip, model.config)
+    measured = measure(compared, networks, extractor, params)
     demo = measure_adherence(prompts, samples, held_out.captions, held_out)
     metrics = [*demo.metrics, *explain(measured.values)]
     values = {key: value for metric in metrics for key, value in metric.numbers.items()}

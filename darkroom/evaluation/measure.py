@@ -67,7 +67,12 @@ class Networks:
     unet: UNet2DConditionModel
     clip: ClipTowers
     config: DiffusionConfig
-    latent_dims: int
+
+    @property
+    def latent_dims(self) -> int:
+        side = self.unet.config.sample_size
+        assert side is not None, "train_unet writes it"
+        return self.unet.config.in_channels * side**2
 
     @property
     def device(self) -> torch.device:

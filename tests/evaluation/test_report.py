@@ -84,7 +84,8 @@ def test_the_report_tells_its_story_in_order(tmp_path):
 
 def test_the_verdict_is_the_first_sentence_of_the_page(tmp_path):
     html = report(tmp_path)
-    assert re.search(r"</h1>\s*<p class=\"verdict\">The samples are cats.</p>\s*<p class=\"remark\">Prompts steer &lt;nothing&gt;.</p>", html)
+    remark = '<p class="remark">Prompts steer &lt;nothing&gt;.</p>'
+    assert re.search(rf"</h1>\s*<p class=\"verdict\">The samples are cats.</p>\s*{remark}", html)
     assert "Prompts steer \\<nothing\\>." in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 

@@ -42,7 +42,7 @@ NUM_CATS = 120
 RECOGNISED = {"recognised", "recognised_full", "recognised_reconstructions"}
 
 
-def make_models(data: Path) -> None:
+def make_models(data: Path, *, side: int = 16) -> None:
     for name in ("clip", "vae", "unet"):
         (data / name).mkdir()
     ClipTowers.build(CLIP, seed=0).save(data / "clip")
@@ -52,7 +52,7 @@ def make_models(data: Path) -> None:
     save_model(vae, data / "vae")
     (data / "vae" / "likelihood.json").write_text('{"likelihood": "gaussian", "scale": 0.1}')
     unet = UNet2DConditionModel(UNetConfig.from_levels(block_out_channels=[16], attention=[True], layers_per_block=1, channels_per_head=8,
-                                                       norm_num_groups=4, latent_channels=4, latent_size=8, context_dim=32))  # fmt: skip
+                                                       norm_num_groups=4, latent_channels=4, context_dim=32, latent_size=side // 2))  # fmt: skip
     unet.initialise(0)
     save_model(unet, data / "unet")
     schedule = Schedule.make("cosine", 1000, 0.001, 0.01)

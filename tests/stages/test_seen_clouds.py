@@ -35,7 +35,7 @@ def project(root: Path, photos: Path | None) -> Path:
         for path in sorted(photos.glob("*.jpg"))[:300]:
             (root / "data" / "raw" / path.name).symlink_to(path)
     run_stage("ingest", root)
-    make_models(root / "data")
+    make_models(root / "data", side=32)
     return root
 
 
