@@ -30,8 +30,7 @@ ROOT = Path(darkroom.__file__).resolve().parents[1]
 PACKAGES = ("darkroom", "stages")
 PARAMETERS, SECTIONS = ("darkroom.config", "darkroom.param_groups"), "SECTIONS"
 WATCHING = (
-    *("darkroom.agreement", "darkroom.ending", "darkroom.open_model", "darkroom.previews", "darkroom.progress"),
-    *("darkroom.source_code", "darkroom.tracking"),
+    *(f"darkroom.{name}" for name in ("agreement", "ending", "open_model", "previews", "progress", "source_code", "tracking")),
     *(f"darkroom.tracking.{name}" for name in ("mlflow_tracker", "runs", "store", "tracker")),
 )
 CONTRACT = "STAGE"  # of the file of a stage: what its command runs

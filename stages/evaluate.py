@@ -99,8 +99,7 @@ def draw_champion(
     model = TextToImage.load(folder)
     if model.size != size:
         raise ValueError(
-            f"evaluate.champion: {version} draws images of {model.size[1]} x {model.size[0]} px, this model of {size[1]} x {size[0]} px; "
-            "they cannot be compared. Leave evaluate.champion empty."
+            f"evaluate.champion: {version} draws {model.size[1]} x {model.size[0]} px, this model {size[1]} x {size[0]} px; leave it empty."
         )
     return version, draw(stage, model, prompts, seeds, f"champion-{hash_json(version)[:12]}")
 

@@ -51,8 +51,8 @@ def make_models(data: Path, *, side: int = 16) -> None:
     vae.initialise(0)
     save_model(vae, data / "vae")
     (data / "vae" / "likelihood.json").write_text('{"likelihood": "gaussian", "scale": 0.1}')
-    unet = UNet2DConditionModel(UNetConfig.from_levels(block_out_channels=[16], attention=[True], layers_per_block=1, channels_per_head=8,
-                                                       norm_num_groups=4, latent_channels=4, context_dim=32, latent_size=side // 2))  # fmt: skip
+    sizes = {"norm_num_groups": 4, "latent_channels": 4, "context_dim": 32, "latent_size": side // 2, "channels_per_head": 8}
+    unet = UNet2DConditionModel(UNetConfig.from_levels(block_out_channels=[16], attention=[True], layers_per_block=1, **sizes))
     unet.initialise(0)
     save_model(unet, data / "unet")
     schedule = Schedule.make("cosine", 1000, 0.001, 0.01)
