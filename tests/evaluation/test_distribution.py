@@ -1,7 +1,12 @@
+from dataclasses import asdict
+
 import numpy as np
 import pytest
+import torch
+from prdc import compute_prdc
 from scipy.linalg import sqrtm
-from scipy.spatial.distance import cdist
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 
 from darkroom.evaluation.distribution import crossed_frechet_distance, distance_metrics, frechet_distance, precision_recall
 from darkroom.evaluation.features import FeatureSets
@@ -26,6 +31,14 @@ def test_frechet_distance_is_the_textbook_formula_with_scipys_matrix_root(rows_a
     a, b = normal(rows_a, dim), normal(rows_b, dim, seed=1, mean=0.3) @ mixing
     # scipy's root of a singular product is itself only good to about 1e-6
     np.testing.assert_allclose(frechet_distance(a, b), frechet_by_sqrtm(a, b), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("rows_a", "rows_b", "dim"), [(300, 200, 64), (200, 250, 256)])  # both ways of taking the trace
+def test_frechet_distance_is_that_of_torch_fidelity_on_the_same_features(rows_a, rows_b, dim):
+    a, b = normal(rows_a, dim).astype(np.float32), normal(rows_b, dim, seed=1, mean=0.3, scale=1.2).astype(np.float32)
+    of_a, of_b = (fid_features_to_statistics(torch.from_numpy(x.astype(float))) for x in (a, b))
+    expected = fid_statistics_to_metric(of_a, of_b, verbose=False)["frechet_inception_distance"]
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-5)
 
 
 def test_frechet_distance_of_gaussians_is_its_closed_form():
@@ -148,23 +161,13 @@ def test_features_that_are_not_finite_are_refused(measure):
             measure(*pair)
 
 
-def prdc(real, fake, k):
-    """Precision, recall, density and coverage as the package `prdc` (Naeem et al. 2020) computes them."""
-
-    def kth_distance(x):
-        return np.sort(cdist(x, x), axis=1)[:, k]
-
-    real_radius, fake_radius, between = kth_distance(real), kth_distance(fake), cdist(real, fake)
-    precision = (between < real_radius[:, None]).any(axis=0).mean()
-    recall = (between < fake_radius[None]).any(axis=1).mean()
-    density = (between < real_radius[:, None]).sum(axis=0).mean() / k
-    return precision, recall, density, (between.min(axis=1) < real_radius).mean()
-
-
-def test_manifolds_are_those_of_prdc_on_the_same_features():
+@pytest.mark.parametrize("k", [1, 5])
+def test_manifolds_are_those_of_prdc_and_torch_fidelity_on_the_same_features(k):
     real, fake = normal(200, 16).astype(np.float32), normal(250, 16, seed=1, mean=0.3, scale=1.2).astype(np.float32)
-    found = precision_recall(real, fake, 5)
-    np.testing.assert_allclose((found.precision, found.recall, found.density, found.coverage), prdc(real, fake, 5), rtol=1e-5)
+    found = asdict(precision_recall(real, fake, k))
+    assert found == pytest.approx(compute_prdc(real, fake, k), rel=1e-5)
+    others = prc_features_to_metric(torch.from_numpy(fake), torch.from_numpy(real), prc_neighborhood=k, verbose=False)
+    assert (found["precision"], found["recall"]) == pytest.approx((others["precision"], others["recall"]), rel=1e-5)
 
 
 def test_equal_images_lie_in_each_others_balls_although_these_have_no_size(monkeypatch):

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from torch_fidelity.metric_kid import kid_features_to_metric
 
 from darkroom.evaluation import kernel_distance as module
 from darkroom.evaluation.kernel_distance import KernelDistance, kernel_distance, mean_kernel_distance
@@ -47,12 +49,10 @@ def test_the_value_is_the_unbiased_mmd_over_all_pairs_whatever_the_block(monkeyp
         assert mean_kernel_distance(a, b, of_a, of_b, kernel=name) == found.value
 
 
-def torch_metrics_poly_mmd(a, b):
-    """KID of one subset as torchmetrics (`maximum_mean_discrepancy`, `poly_mmd`) and torch-fidelity (`mmd2`, unbiased) write it."""
-    m = len(a)
-    k_xx, k_yy, k_xy = ((x @ y.T * (1.0 / a.shape[1]) + 1.0) ** 3 for x, y in ((a, a), (b, b), (a, b)))
-    kt_xx, kt_yy = ((k.sum(axis=-1) - np.diag(k)).sum() for k in (k_xx, k_yy))
-    return (kt_xx + kt_yy) / (m * (m - 1)) - 2 * k_xy.sum() / m**2
+def torch_fidelity_kid(a, b):
+    """The whole sets as the one subset."""
+    found = kid_features_to_metric(torch.from_numpy(a), torch.from_numpy(b), kid_subsets=1, kid_subset_size=len(a), verbose=False)
+    return found["kernel_inception_distance_mean"]
 
 
 def clean_fid_kernel_distance(a, b):
@@ -62,7 +62,7 @@ def clean_fid_kernel_distance(a, b):
     return (within.sum() - np.diag(within).sum()) / (m - 1) / m - ((a @ b.T / n + 1) ** 3).sum() * 2 / m / m
 
 
-@pytest.mark.parametrize("other", [torch_metrics_poly_mmd, clean_fid_kernel_distance])
+@pytest.mark.parametrize("other", [torch_fidelity_kid, clean_fid_kernel_distance])
 def test_kid_is_that_of_other_packages_on_the_same_features(other):
     a, b = normal(200, 64, scale=1.5).astype(np.float32), normal(200, 64, seed=1, mean=0.1).astype(np.float32)
     np.testing.assert_allclose(kernel_distance(a, b).value, other(a.astype(float), b.astype(float)), rtol=1e-9)
@@ -230,9 +230,8 @@ def test_features_that_are_all_alike_are_no_distance_apart():
         found = kernel_distance(same, same[:20], kernel=kernel)
         assert abs(found.z) < 0.01
         assert found.p == 1
-    assert kernel_distance(0 * same, same, kernel="gaussian").value == pytest.approx(
-        2000 * (1 - np.exp(-0.01))
-    )  # a row of zeros is no error
+    zeros = kernel_distance(0 * same, same, kernel="gaussian")  # no error: a row of zeros has cosine 0 with every row
+    assert zeros.value == pytest.approx(1000 * (1 - np.exp(-0.01)))
 
 
 def test_of_many_images_the_first_are_measured(monkeypatch):

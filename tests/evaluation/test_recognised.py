@@ -12,6 +12,7 @@ from scipy.stats import beta
 from darkroom.config import EvaluateParams
 from darkroom.data.picture import encode, read_upright
 from darkroom.data.shards import ImageShards, write_shards
+from darkroom.evaluation.canaries import mean_colour
 from darkroom.evaluation.features import ArrayImages, MappedImages
 from darkroom.evaluation.glossary import GLOSSARY, explain
 from darkroom.evaluation.recognised import (
@@ -24,7 +25,6 @@ from darkroom.evaluation.recognised import (
     classes_of,
     count,
     find_subject,
-    mean_colours,
     measure_recognised,
     noise,
     summarise,
@@ -255,7 +255,7 @@ def test_classes_that_a_pass_for_features_has_seen_are_not_looked_for_again():
 
 def test_spoilt_pictures_show_nothing_and_are_the_same_each_time():
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
-    assert (mean_colours(images) == images.mean(axis=(1, 2), keepdims=True).round()).all()
+    assert (mean_colour(images) == images.mean(axis=(1, 2), keepdims=True).round()).all()
     blocks = images.reshape(3, 4, 4, 4, 4, 3).mean(axis=(2, 4))
     assert np.abs(blotches(images)[:, 1::4, 1::4].astype(float) - blocks).mean() < 12
     assert np.abs(np.diff(blotches(images).astype(int), axis=1)).mean() < np.abs(np.diff(images.astype(int), axis=1)).mean() / 4
@@ -290,6 +290,7 @@ def blurred(sigma: float):
     return blur
 
 
+@pytest.mark.slow
 def test_cats_are_found_to_be_cats_and_blur_and_noise_lose_them(tmp_path, shared):
     train, held_out = shards_of_cats(tmp_path, shared)
     classifier = Classifier.shipped()
