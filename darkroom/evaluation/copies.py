@@ -35,6 +35,7 @@ FRESH_IF_FEW = 1e-4  # that share where too few photos show it: a normal distrib
 CONFIDENCE = 0.95  # that it is no more than this
 NEIGHBOURS = 10  # held-out photos whose mean distance is the yardstick: the nearest one alone varies too much
 TWIN = 6.0  # robust standard deviations of log ratios below their median: only near duplicates are as near
+TIMES_NEARER = 2.0  # than the median photo, at least: ratios of unlike photos can lie close together, but with a tail
 MAX_FRESH = 2_000  # training photos that show, beside the held-out ones, what fresh pictures reach
 PIXELS_SIDE, EDGES_SIDE, CELLS, DIRECTIONS = 8, 40, 8, 8
 WINDOWS_SIDE = 80  # px to which pictures are resized before windows are cut
@@ -157,7 +158,7 @@ def without_near_duplicates(ratios: Ratios) -> Ratios:
     """The ratios, sorted, without those so small that only a near duplicate has them: they would hide copies."""
     logs = np.log(np.sort(ratios))
     spread = stats.median_abs_deviation(logs, scale="normal")
-    return np.exp(logs[logs >= np.median(logs) - TWIN * spread])
+    return np.exp(logs[logs >= np.median(logs) - max(TWIN * spread, math.log(TIMES_NEARER))])
 
 
 def copy_threshold(fresh: Ratios) -> float:
