@@ -1,8 +1,9 @@
 """Copies of training photos among samples, found also if they are mirrored, noisy, cropped or blurred by the VAE.
 
 A sample is compared with the training photos and with the held-out photos: each as it is, mirrored, and as the VAE reconstructs both,
-because a copy comes out of the VAE's decoder too. The ratio of the distances to the nearest photo of each kind is small for a copy,
-in pixels or in edges. What is small, the photos say themselves: each is compared with all others, as a fresh picture would be.
+because a copy comes out of the VAE's decoder too. For a copy the distance to the nearest training photo is small beside the mean distance
+to the 10 nearest held-out photos, in pixels or in edges. What is small, the photos say themselves: each is compared with all others, as a
+fresh picture would be, as it is and as the VAE reconstructs it.
 """
 
 import math
@@ -27,16 +28,21 @@ Queries = tuple[Vectors, Vectors]  # pixels (B, 192) and edges (B, 512) of pictu
 Window = tuple[slice, slice]  # rows and columns
 Rows = NDArray[np.intp]  # (N,)
 Ratios = NDArray[np.float64]  # (N,)
+Distances = NDArray[np.float32]  # (B, N)
 
 FRESH = 0.005  # share of fresh pictures that may be taken for copies in pixels, and in edges: together at most 1 %
+FRESH_IF_FEW = 1e-4  # that share where too few photos show it: a normal distribution stands in, and real tails are longer
 CONFIDENCE = 0.95  # that it is no more than this
+NEIGHBOURS = 10  # held-out photos whose mean distance is the yardstick: the nearest one alone varies too much
 TWIN = 6.0  # robust standard deviations of log ratios below their median: only near duplicates are as near
+TIMES_NEARER = 2.0  # than the median photo, at least: ratios of unlike photos can lie close together, but with a tail
 MAX_FRESH = 2_000  # training photos that show, beside the held-out ones, what fresh pictures reach
 PIXELS_SIDE, EDGES_SIDE, CELLS, DIRECTIONS = 8, 40, 8, 8
 WINDOWS_SIDE = 80  # px to which pictures are resized before windows are cut
 CROPPED = [slice(first, WINDOWS_SIDE - 4 + first) for first in range(5)]  # 95 % of the rows or columns
 WINDOWS: list[Window] = [(slice(WINDOWS_SIDE), slice(WINDOWS_SIDE)), *product(CROPPED, CROPPED)]
 BLOCK = 256  # pictures that are compared together, whatever the batch size: sums then round alike
+PLAIN, DECODED = 0, 2  # views: the photo itself, and its whole reconstruction
 NONE = -1  # the row that is left out where none is
 ROUNDING = 1e-4  # squared distances are not more exact than this: views are kept in 16 bits
 
@@ -90,13 +96,11 @@ def find_copies(
     _check(len(train), len(held_out), "")
     trained = _Views.read(train, decode, batch_size, "training photos")
     others = _Views.read(held_out, decode, batch_size, "held-out photos")
-    photo_nearest, photo_ratios = _compare(others.queries, trained, others, skip_held_out=np.arange(len(others)))
-    few = trained[np.arange(min(len(trained), MAX_FRESH))]
-    _, train_ratios = _compare(few.queries, trained, others, skip_train=np.arange(len(few)))
-    fresh = [without_near_duplicates(ratios) for ratios in np.concatenate([photo_ratios, train_ratios], axis=1)]
-    thresholds = np.array([copy_threshold(ratios) for ratios in fresh])
+    _, plain = _fresh(trained, others, PLAIN)
+    (photo_nearest, photo_ratios), decoded = _fresh(trained, others, DECODED)
+    thresholds = np.array([min(copy_threshold(kind) for kind in kinds) for kinds in zip(plain, decoded, strict=True)])
 
-    kept = np.flatnonzero((photo_ratios >= np.array([[ratios[0]] for ratios in fresh])).all(axis=0))
+    kept = np.flatnonzero((photo_ratios >= np.array([[ratios[0]] for ratios in decoded])).all(axis=0))
     _check(len(trained), len(kept), " that are no near duplicates of training photos")
     place = np.full(len(held_out), NONE)
     place[kept] = np.arange(len(kept))
@@ -105,6 +109,19 @@ def find_copies(
     found = [_compare(queries, trained, others, skip_held_out=skipped[rows]) for rows, queries in blocks]
     nearest, ratios = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
     return _count(*_smaller(nearest, ratios, thresholds), *_smaller(photo_nearest, photo_ratios, thresholds))
+
+
+def _fresh(train: "_Views", held_out: "_Views", view: int) -> tuple[tuple[Rows, Ratios], list[Ratios]]:
+    """What fresh pictures reach, if they look like this view of a photo: each photo is compared with all others.
+
+    Returns:
+        the nearest training photo and the ratio of each held-out photo, both (2, N), in pixels and in edges; and the sorted ratios
+        of these and of training photos, one array for pixels and one for edges, without near duplicates.
+    """
+    photos = _compare(held_out.queries(view), train, held_out, skip_held_out=np.arange(len(held_out)))
+    few = train[np.arange(min(len(train), MAX_FRESH))]
+    _, ratios = _compare(few.queries(view), train, held_out, skip_train=np.arange(len(few)))
+    return photos, [without_near_duplicates(both) for both in np.concatenate([photos[1], ratios], axis=1)]
 
 
 def _smaller(nearest: Rows, ratios: Ratios, thresholds: Ratios) -> tuple[Rows, Ratios]:
@@ -141,14 +158,15 @@ def without_near_duplicates(ratios: Ratios) -> Ratios:
     """The ratios, sorted, without those so small that only a near duplicate has them: they would hide copies."""
     logs = np.log(np.sort(ratios))
     spread = stats.median_abs_deviation(logs, scale="normal")
-    return np.exp(logs[logs >= np.median(logs) - TWIN * spread])
+    return np.exp(logs[logs >= np.median(logs) - max(TWIN * spread, math.log(TIMES_NEARER))])
 
 
 def copy_threshold(fresh: Ratios) -> float:
     """The ratio below which, with 95 % confidence, lies at most 0.5 % of the distribution from which `fresh` (sorted) was drawn.
 
     From 598 ratios on it is one of them, whatever the distribution (the tolerance limit of Wilks 1941). Fewer do not know their
-    200th part; then it is the same limit of a normal distribution of log ratios (Owen 1968), and not above the smallest of them.
+    200th part; then at most 0.01 % of a normal distribution of log ratios lies below it (Owen 1968), so that longer tails than the
+    normal have room, and it is not above the smallest of them.
     """
     num = len(fresh)
     ranks = np.arange(1, num + 1)
@@ -156,7 +174,7 @@ def copy_threshold(fresh: Ratios) -> float:
     if enough.any():
         return float(fresh[np.flatnonzero(enough)[-1]])
     logs = np.log(fresh)
-    deviations = stats.nct.ppf(CONFIDENCE, num - 1, -stats.norm.ppf(FRESH) * math.sqrt(num)) / math.sqrt(num)
+    deviations = stats.nct.ppf(CONFIDENCE, num - 1, -stats.norm.ppf(FRESH_IF_FEW) * math.sqrt(num)) / math.sqrt(num)
     return float(np.exp(min(logs[0], logs.mean() - deviations * logs.std(ddof=1))))
 
 
@@ -189,16 +207,17 @@ class _Views:
     def __getitem__(self, rows: Rows) -> Self:
         return replace(self, pixels=self.pixels[:, rows], edges=self.edges[:, rows])
 
-    @property
-    def queries(self) -> Queries:
-        """The photos as if they were samples: their whole reconstructions."""
-        return self.pixels[2].astype(np.float32), self.edges[2].astype(np.float32)
+    def queries(self, view: int) -> Queries:
+        """The photos as if they were samples: `PLAIN`, or their whole reconstructions (`DECODED`)."""
+        return self.pixels[view].astype(np.float32), self.edges[view].astype(np.float32)
 
 
 def _compare(
     queries: Queries, train: _Views, held_out: _Views, *, skip_train: Rows | None = None, skip_held_out: Rows | None = None
 ) -> tuple[Rows, Ratios]:
     """The training photo nearest to each of B pictures in pixels and in edges, and the ratios of distances, both (2, B).
+
+    A ratio is the distance to that photo over the mean distance to the `NEIGHBOURS` nearest held-out photos.
 
     For each picture one row of the photos may be left out; `NONE` leaves out none.
     """
@@ -208,22 +227,23 @@ def _compare(
         skips = [None if skip is None else skip[rows] for skip in (skip_train, skip_held_out)]
         kinds = zip(queries, (train.pixels, train.edges), (held_out.pixels, held_out.edges), strict=True)
         for kind, (query, of_train, of_held_out) in enumerate(kinds):
-            nearest[kind, rows], to_train = _nearest(query[rows], of_train, skips[0])
-            ratios[kind, rows] = to_train / _nearest(query[rows], of_held_out, skips[1])[1]
+            to_train = _distances(query[rows], of_train, skips[0])
+            to_held_out = np.sort(_distances(query[rows], of_held_out, skips[1]), axis=1)[:, :NEIGHBOURS]
+            nearest[kind, rows] = to_train.argmin(axis=1)
+            ratios[kind, rows] = to_train.min(axis=1) / to_held_out.mean(axis=1, where=np.isfinite(to_held_out))
     return nearest, ratios
 
 
-def _nearest(query: Vectors, views: Views, skip: Rows | None) -> tuple[Rows, Ratios]:
-    """Row of the photo with the view that is nearest to each picture, and its distance."""
+def _distances(query: Vectors, views: Views, skip: Rows | None) -> Distances:
+    """From each picture to each photo in the view that is nearest to it: (B, N); infinite to the photo that is left out."""
     cosine = np.full((len(query), views.shape[1]), -1, np.float32)
     for view in views:
         np.maximum(cosine, query @ view.astype(np.float32).T, out=cosine)
+    distances = np.sqrt(np.maximum(2 - 2 * cosine, ROUNDING))
     if skip is not None:
         rows = np.flatnonzero(skip != NONE)
-        cosine[rows, skip[rows]] = -1
-    index = cosine.argmax(axis=1)
-    squared = 2 - 2 * cosine[np.arange(len(index)), index].astype(np.float64)
-    return index, np.sqrt(np.maximum(squared, ROUNDING))
+        distances[rows, skip[rows]] = np.inf
+    return distances
 
 
 def _sample_blocks(samples: ImageSource, batch_size: int) -> Iterator[tuple[slice, Queries]]:
