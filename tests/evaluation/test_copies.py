@@ -71,7 +71,7 @@ def find(samples: Images, photos: dict[str, Images], sources: Sequence[int] | No
 
 def passes_the_gate(copies: Copies) -> bool:
     report = Report({"kid": 0.1} | copies.metrics, "key")
-    return judge(report, None, PromotionRule("kid", 2.0, 0.01)).passed
+    return judge(report, None, PromotionRule("kid", 2.0, 0.01, 0.0)).passed
 
 
 def test_fresh_pictures_are_no_copies(cats):
