@@ -283,7 +283,9 @@ class RegisterParams(Section):
     standard_errors: NotNegative = Field(
         2.0, description="A challenger becomes champion if it is better by more than this many standard errors"
     )
-    max_copied_fraction: Fraction = Field(0.01, description="Largest copied_fraction_low of a champion; fresh photos reach 0.01, copies 1")
+    max_copied_fraction: Fraction = Field(
+        0.01, description="Largest copied_fraction_low of a champion: the share of samples that are surely copies"
+    )
     min_progress: Fraction = Field(
         0.5, description="Part of the way from chance to photos that the metric of a champion has gone; 0 = no better than chance is enough"
     )

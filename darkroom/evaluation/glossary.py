@@ -90,7 +90,7 @@ GLOSSARY: dict[str, Entry] = {
         "Coverage", "Share of held-out photos with a sample in their neighbourhood.",
         "Copies of training photos cover as well as new images.", "higher"),
     "copied_fraction": Entry(
-        "Copied fraction", "Share of samples that are nearer to a training photo than all but 1 % of fresh pictures come: 1 if copied.",
+        "Copied fraction", "Share of samples that are nearer to a training photo than fresh pictures come: 1 if copied.",
         "A copy of a part of a photo, or of two photos in one picture, is not found.", "lower", chance=0.0),
     "recognised": Entry(
         "Recognised", "Share of samples that a classifier puts into the classes that it gives to the photos: is the subject there?",

@@ -81,7 +81,8 @@ def _distance_in_words(kid: Metric | None) -> str:
         return f"The samples are not yet like the photos ({numbers})"
     if place <= 0:
         return f"The samples are no nearer to the photos than a model that has learned nothing ({numbers})"
-    return f"The samples are not yet like the photos: they went {100 * place:.0f} % of the way from chance to photos ({numbers})"
+    way = f"{100 * place:.0f} % of the way from chance to photos, of which the gate requires register.min_progress"
+    return f"The samples are not yet like the photos: they went {way} ({numbers})"
 
 
 def _copies_in_words(copied: Metric | None) -> str:
@@ -93,4 +94,4 @@ def _copies_in_words(copied: Metric | None) -> str:
             f"at least {low} of them look copied from training photos, where {photos} of fresh photos do, and the gate refuses more than "
             "register.max_copied_fraction"
         )
-    return f"{value} of them look copied, not surely more than of fresh photos ({photos}), so the gate will compare them with the champion"
+    return f"{value} of them look copied, not surely more than of fresh photos ({photos}), so the gate goes on to compare them with the champion"

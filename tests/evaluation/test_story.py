@@ -23,8 +23,8 @@ def test_an_unfit_report_says_why_no_gate_decides_and_gives_no_number():
 
 def test_the_way_from_chance_to_photos_is_told():
     assert verdict() == (
-        "The samples are not yet like the photos: they went 75 % of the way from chance to photos (KID 2.00 ± 0.25); "
-        "the gate will compare it with the champion."
+        "The samples are not yet like the photos: they went 75 % of the way from chance to photos, of which the gate requires "
+        "register.min_progress (KID 2.00 ± 0.25); the gate will compare it with the champion."
     )
 
 
@@ -47,7 +47,7 @@ def test_copies_are_named_when_they_are_sure():
         "and the gate refuses more than register.max_copied_fraction."
     )
     assert verdict(copied(0.03, 0.004)).endswith(
-        "; 3.0 % of them look copied, not surely more than of fresh photos (1.0 %), so the gate will compare them with the champion."
+        "; 3.0 % of them look copied, not surely more than of fresh photos (1.0 %), so the gate goes on to compare them with the champion."
     )
 
 
