@@ -29,7 +29,7 @@ from darkroom.evaluation.galleries import (
 from darkroom.evaluation.likelihood import PhotoModel, PixelLikelihood, denoisers_of, likelihood_metrics
 from darkroom.evaluation.neighbours import Groups, nearest
 from darkroom.evaluation.photo_losses import PhotoLosses, measure_photo_losses, photo_loss_galleries
-from darkroom.evaluation.recognised import Pictures, measure_recognised
+from darkroom.evaluation.recognised import Pictures, SeenClasses, measure_recognised
 from darkroom.evaluation.reconstruction import reconstruct, reconstruction_metrics
 from darkroom.evaluation.story import Champion, Funnel
 from darkroom.models.autoencoder import AutoencoderKL
@@ -105,19 +105,25 @@ def measure(compared: Comparison, networks: Networks, extractor: Extractor, para
     """
     batch_size, device = params.batch_size, networks.device
     samples, train, held_out = compared.samples, compared.train, compared.held_out
-    features = FeatureSets.extract(extractor, samples, held_out, train, batch_size=batch_size)
+    classifier = Classifier.shipped(device)
+    watch = SeenClasses(classifier.features_and_scores)
+    shipped = extractor.kind == "squeezenet"
+    watched = replace(extractor, extract=watch) if shipped else extractor
+    features = FeatureSets.extract(watched, samples, held_out, train, batch_size=batch_size)
+    classes = np.split(watch.take(), [len(samples), len(samples) + len(features.held_out)]) if shipped else [None, None]
     fitness = check_extractor(extractor, held_out, features.held_out, features.train, batch_size=batch_size)
     no_clip = ONE_CAPTION if networks.config.only_caption is not None else clip_unfit_because(networks.clip, compared.prompts)
     if extractor.kind == "clip" and no_clip:
         fitness = replace(fitness, unfit_because=no_clip)
     copies = find_copies(samples, train, held_out, decode=_decode(networks, batch_size), sources=compared.sources, batch_size=batch_size)
     photos, decoded = reconstruct(networks.vae, held_out, batch_size=batch_size, device=device)
-    classifier = Classifier.shipped(device)
     recognised = measure_recognised(
         lambda images: classifier.features_and_scores(images)[1],
         Pictures(train, held_out, ArrayImages(decoded), samples),
         params.recognised.classes,
         batch_size=batch_size,
+        seen_samples=classes[0],
+        seen_held_out=classes[1],
     )
     denoisers = denoisers_of(networks.unet, networks.clip, networks.config)
     measured = {} if no_clip else clip_metrics(networks.clip, samples, compared.prompts, held_out, batch_size=batch_size)

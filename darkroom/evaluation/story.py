@@ -94,4 +94,4 @@ def _copies_in_words(copied: Metric | None) -> str:
             f"at least {low} of them look copied from training photos, where {photos} of fresh photos do, and the gate refuses more than "
             "register.max_copied_fraction"
         )
-    return f"{value} of them look copied, not surely more than of fresh photos ({photos}), so the gate goes on to compare them with the champion"
+    return f"{value} of them look copied, not surely more than of fresh photos ({photos}), so the gate goes on to compare their distance"

@@ -47,7 +47,7 @@ def test_copies_are_named_when_they_are_sure():
         "and the gate refuses more than register.max_copied_fraction."
     )
     assert verdict(copied(0.03, 0.004)).endswith(
-        "; 3.0 % of them look copied, not surely more than of fresh photos (1.0 %), so the gate goes on to compare them with the champion."
+        "; 3.0 % of them look copied, not surely more than of fresh photos (1.0 %), so the gate goes on to compare their distance."
     )
 
 
