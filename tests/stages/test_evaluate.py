@@ -331,6 +331,7 @@ def test_captions_that_are_no_toy_cats_give_a_report_without_adherence(tmp_path,
     metrics = evaluate(root, num_samples=8)
     assert "prompt_adherence" not in metrics
     assert "clip_score_chance" not in metrics  # one caption for all: there is no other prompt
+    assert "Whether samples fit their prompts is not measured" in (root / "data" / "report" / "report.md").read_text()
     assert not (root / "data" / "report" / "pictures" / "coats.png").exists()
 
 
@@ -349,6 +350,30 @@ def test_too_few_held_out_photos_for_the_neighbours_are_refused_and_leave_no_rep
     with pytest.raises(ValueError, match=r"at least 61 independent images on each side, but there are \d+\. Hold out"):
         evaluate(project, num_samples=64, num_neighbours=60)
     assert not (project / "data" / "report").exists()
+
+
+def test_fewer_than_a_hundred_held_out_photos_give_numbers_and_no_decision(project):
+    metrics = evaluate(project, num_samples=8)
+    assert metrics["unfit_because"].endswith("add photos, or hold out more (ingest.val_fraction).")
+    assert "kid" in metrics
+
+
+def test_another_model_draws_the_same_prompts_and_seeds_and_stands_beside_this_one(project, made):
+    metrics = evaluate(project, num_samples=8, num_grid=4, champion=str(made / "data"))
+    text = (project / "data" / "report" / "report.md").read_text()
+    (row,) = [line for line in text.split("## Beside the champion")[1].splitlines() if line.startswith("| KID")]
+    ours, theirs = (float(cell.split()[0]) for cell in row.strip("| ").split(" | ")[1:])
+    assert ours == theirs == pytest.approx(metrics["kid"], rel=0.01)  # it is the same model
+    assert "Beside the champion" in (project / "data" / "report" / "report.html").read_text()
+    assert evaluate(project, num_samples=8)["eval_key"] == metrics["eval_key"]
+
+
+def test_a_champion_of_another_size_is_refused(project, made, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(made / "data" / "shards", other / "shards")
+    make_models(other, side=32)
+    with pytest.raises(ValueError, match=r"evaluate.champion: .*other draws 32 x 32 px, this model 16 x 16 px; leave it empty"):
+        evaluate(project, num_samples=8, champion=str(other))
 
 
 class Recorder(NullTracker):
