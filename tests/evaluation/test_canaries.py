@@ -184,7 +184,7 @@ def test_a_clip_that_was_trained_on_one_caption_collapses_and_is_unfit(cats):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["toys", "photos"])
+@pytest.mark.parametrize("kind", [pytest.param("toys", marks=pytest.mark.huge), "photos"])
 def test_squeezenet_is_fit_for_toys_and_photos(cats, squeezenet, kind, request):
     images = np.concatenate([cats, toys(58, seed=1)]) if kind == "toys" else photos_at(request.getfixturevalue("shared"), 64, 220)
     found = check(squeezenet, images[:104], images[104:208])

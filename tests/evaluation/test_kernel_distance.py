@@ -150,14 +150,14 @@ EQUAL = {
     "six samples of each caption, all nearly alike": of_captions(256, 40, 4, 0.0, 0.9),
     "six samples of each caption, alike and like their photo": of_captions(256, 40, 64, 0.4, 0.4),
 }
-EQUAL_SLOW = {
+EQUAL_LARGE = {
     "500 of rank 4": independent(500, 500, 4),
     "500 of full rank": independent(500, 500, 64),
     "a sample of each of 500 captions": of_captions(500, 500, 4, 0.7),
 }
 cases_of_equal = [
     *(pytest.param(draw, 200, id=name) for name, draw in EQUAL.items()),
-    *(pytest.param(draw, 200, id=name, marks=pytest.mark.slow) for name, draw in EQUAL_SLOW.items()),
+    *(pytest.param(draw, 200, id=name, marks=pytest.mark.huge) for name, draw in EQUAL_LARGE.items()),
 ]
 
 
@@ -175,7 +175,7 @@ def test_where_the_distributions_are_equal_p_is_uniform_and_nothing_is_better_th
 
 cases_of_different = [
     pytest.param(num_a, num_b, dim, shift, id=f"{num_a} and {num_b} of rank {dim}, shifted by {shift}", marks=marks)
-    for num_a, num_b, marks in ((40, 40, ()), (256, 100, pytest.mark.slow), (500, 500, pytest.mark.slow))
+    for num_a, num_b, marks in ((40, 40, ()), (256, 100, pytest.mark.huge), (500, 500, pytest.mark.huge))
     for dim in (4, 64)
     for shift in (0.1, 0.3, 1.0)
 ]

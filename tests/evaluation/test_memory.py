@@ -55,7 +55,7 @@ def test_no_part_holds_all_pairs_of_images(part):
     assert peak < 60  # MiB; all pairs have 122
 
 
-@pytest.mark.slow
+@pytest.mark.huge
 def test_fifty_thousand_samples_and_ten_thousand_photos_need_a_quarter_of_a_gibibyte_and_the_imports():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     peaks = json.loads(done.stdout)

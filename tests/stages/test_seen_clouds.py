@@ -16,8 +16,8 @@ from tests.tiny_run import make_project, run_stage
 
 RULE = PromotionRule(metric="kid", standard_errors=2.0, max_copied_fraction=0.01, min_progress=0.5)  # the defaults of `register`
 CATS = Path(__file__).parents[3] / "shared" / "data" / "cats"  # where they are missing, toy cats take their place
-ONE_CAPTION = {"side": 32, "num_workers": 1, "val_fraction": 0.4, "captions": ["text_file"]}
-NUM_SAMPLES = 100
+ONE_CAPTION = {"side": 32, "num_workers": 1, "val_fraction": 0.45, "captions": ["text_file"]}
+NUM_SAMPLES = 64
 
 
 def clouds(photos: np.ndarray) -> np.ndarray:
@@ -27,12 +27,12 @@ def clouds(photos: np.ndarray) -> np.ndarray:
 
 
 def project(root: Path) -> Path:
-    """Photos with one caption, two fifths of them held out, and models that nobody trained."""
-    make_project(root, num_cats=300, ingest=ONE_CAPTION)
+    """Photos with one caption, nearly half of them held out, and models that nobody trained."""
+    make_project(root, num_cats=260, ingest=ONE_CAPTION)
     if CATS.is_dir():
         for path in (root / "data" / "raw").iterdir():
             path.unlink()
-        for path in sorted(CATS.glob("*.jpg"))[:300]:
+        for path in sorted(CATS.glob("*.jpg"))[:260]:
             (root / "data" / "raw" / path.name).symlink_to(path)
     run_stage("ingest", root)
     make_models(root / "data", side=32)
