@@ -86,7 +86,7 @@ def test_an_unknown_choice_is_refused(tmp_path: Path, values: dict[str, str]) ->
 
 
 def test_a_text_encoder_alone_says_that_it_sees_no_pictures(alone: ClipTowers) -> None:
-    message = r"This CLIP has no image encoder .*train_clip\.pretrained: ARCH::TAG.*evaluate\.features\.kind: torchvision"
+    message = r"This CLIP has no image encoder .*train_clip\.pretrained: ARCH::TAG.*evaluate\.features\.kind: squeezenet"
     pictures = torch.zeros(1, 16, 16, 3, dtype=torch.uint8)
     with pytest.raises(ValueError, match=message):
         alone.encode_images(pictures)
