@@ -269,9 +269,7 @@ class EvaluateParams(Section):
     recognised: RecognisedParams = group(RecognisedParams, "The subject that a classifier looks for in photos and samples")
     num_neighbours: PositiveInt = Field(3, description="Nearest neighbours (k) of precision and recall")
     num_grid: PositiveInt = Field(32, description="Images per grid of the report")
-    champion: str = Field(
-        "", description="Model that draws the same prompts and seeds beside this one: a folder, models:/NAME@ALIAS or models:/NAME/VERSION"
-    )
+    champion: str = Field("", description="Model that draws the same beside this one: a folder, models:/NAME@ALIAS or models:/NAME/VERSION")
     num_processes: PositiveInt = Field(1, description="Processes that draw samples, one per device; they change no number")
 
 
@@ -280,9 +278,7 @@ class RegisterParams(Section):
 
     model_name: str = Field("darkroom", min_length=1, description="Name in the MLflow registry")
     metric: str = Field("kid", min_length=1, description="Metric of metrics.json that decides; lower is better")
-    standard_errors: NotNegative = Field(
-        2.0, description="A challenger becomes champion if it is better by more than this many standard errors"
-    )
+    standard_errors: NotNegative = Field(2.0, description="Standard errors by which a champion must be better than the one before it")
     max_copied_fraction: Fraction = Field(
         0.01, description="Largest copied_fraction_low of a champion: the share of samples that are surely copies"
     )
