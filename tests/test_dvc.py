@@ -97,7 +97,10 @@ def test_nothing_is_run_again_for_what_only_people_read(project: Path) -> None:
             "caption_droput:",
             "`train_unet.caption_droput` is not a parameter; did you mean `train_unet.caption_dropout`?",
         ),
+        ("side: 16", "side: 15", "`ingest.side` is 15: it must be greater than or equal to 16"),
         ("side: 16", "side: 18", "`ingest.side` is 18, so that the latents are 9 wide, but `train_unet.model.block_out_channels` halves"),
+        ("evaluate:", "evaluat:", "`evaluat` is not a section; did you mean `evaluate`?"),
+        ("train_unet:", "train_unett:", "`train_unett` is not a section; did you mean `train_unet`?"),
     ],
 )
 def test_a_mistake_in_the_parameters_leaves_what_the_last_run_made(project: Path, old: str, new: str, message: str) -> None:
@@ -114,11 +117,12 @@ def test_a_mistake_in_the_parameters_leaves_what_the_last_run_made(project: Path
     assert ran(project) == ["code"]
 
 
-def test_an_empty_file_of_parameters_leaves_what_the_last_run_made(project: Path) -> None:
+@pytest.mark.parametrize("content", ["", "ingest: [1\n"])
+def test_a_broken_file_of_parameters_leaves_what_the_last_run_made(project: Path, content: str) -> None:
     """As the shell leaves it, if `darkroom params` refuses the preset in `darkroom params PRSET > params.yaml`."""
     before, params = outputs(project), project / "params.yaml"
     text = params.read_text(encoding="utf-8")
-    params.write_text("", encoding="utf-8")
+    params.write_text(content, encoding="utf-8")
     try:
         refused(project)
         assert outputs(project) == before

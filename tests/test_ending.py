@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 INTERRUPTED = 130
 STAGES = ("ingest", "train_clip", "train_vae", "cache_latents", "train_unet", "evaluate", "register")
 COMMANDS = [["-m", f"stages.{name}"] for name in STAGES] + [
-    ["-m", "darkroom.training.launch", "--num_processes", "1", "stages.train_unet"],
+    ["-m", "darkroom.training.launch", "stages.train_unet"],
     ["-m", "darkroom.cli", "plan"],
     ["-m", "darkroom.source_code", "code"],
     ["-m", "flows.pipeline"],

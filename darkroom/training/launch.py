@@ -1,4 +1,4 @@
-"""Start a stage on one or many devices: `python -m darkroom.training.launch --num_processes 8 stages.train_unet`.
+"""Start a stage on as many devices as params.yaml says: `python -m darkroom.training.launch stages.train_unet`.
 
 A stage with one process replaces this process, so that Ctrl-C or a scheduler's SIGTERM reaches the stage itself. (Accelerate's
 launcher would stay in between and die first, and leave the stage behind as an orphan.) `accelerate launch` starts several
@@ -8,6 +8,9 @@ processes, on GPUs or CPUs, or on the machines that the file named by ACCELERATE
 import argparse
 import os
 import sys
+from pathlib import Path
+
+from darkroom.params_file import load_params
 
 
 def command(module: str, arguments: list[str], *, num_processes: int, config_file: str | None) -> list[str]:
@@ -34,21 +37,40 @@ def place(stage: str, num_processes: int) -> tuple[int, int]:
     if world != num_processes:
         raise ValueError(
             f"{stage}.num_processes is {num_processes}, but {world} run. Start the stage as dvc.yaml does, "
-            f"with `python -m darkroom.training.launch --num_processes {num_processes} stages.{stage}`."
+            f"with `python -m darkroom.training.launch stages.{stage}`."
         )
     return rank, world
+
+
+def processes_of(stage: str, arguments: list[str]) -> int:
+    """`num_processes` of a stage in the file that its `--params` names.
+
+    Raises:
+        ValueError: the file is invalid, or the stage has no such parameter.
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    sections = load_params(parser.parse_known_args(arguments)[0].params)
+    if not hasattr(sections.get(stage), "num_processes"):
+        raise ValueError(f"{stage} has no parameter num_processes: give --num_processes, or start it without the launcher.")
+    return int(sections[stage].num_processes)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m darkroom.training.launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--num_processes", type=int, required=True, help="number of processes, one per device, over all machines")
+    parser.add_argument("--num_processes", type=int, help="processes over all machines, one per device (default: as params.yaml says)")
     parser.add_argument("module", help="module of the stage, e.g. stages.train_unet")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the stage")
     given = parser.parse_args()
     config_file = os.environ.get("ACCELERATE_CONFIG_FILE")
-    line = command(given.module, given.arguments, num_processes=given.num_processes, config_file=config_file)
+    stage = given.module.removeprefix("stages.")
+    try:
+        num_processes = given.num_processes or processes_of(stage, given.arguments)
+    except ValueError as error:
+        sys.exit(f"{stage}: {error}")
+    line = command(given.module, given.arguments, num_processes=num_processes, config_file=config_file)
     os.execv(line[0], line)
 
 

@@ -79,7 +79,7 @@ def train(
     if accelerator.num_processes != params.num_processes:
         raise ValueError(
             f"{name}.num_processes is {params.num_processes}, but {accelerator.num_processes} run. Start the stage as dvc.yaml does, "
-            f"with `python -m darkroom.training.launch --num_processes {params.num_processes} stages.{name}`."
+            f"with `python -m darkroom.training.launch stages.{name}`."
         )
     device = accelerator.device
     net, optimizer = accelerator.prepare(task.net, adamw(task.net, lr=params.lr, weight_decay=params.weight_decay))

@@ -1,8 +1,10 @@
 import sys
+from pathlib import Path
 
 import pytest
 
-from darkroom.training.launch import command, place
+from darkroom.training.launch import command, place, processes_of
+from tests.tiny_run import write_params
 
 
 def test_one_process_is_the_stage_itself():
@@ -39,5 +41,12 @@ def test_a_stage_knows_its_place_among_its_processes(monkeypatch):
 
 def test_another_number_of_processes_than_asked_for_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
-    with pytest.raises(ValueError, match=r"evaluate\.num_processes is 2, but 1 run\. .*launch --num_processes 2 stages\.evaluate"):
+    with pytest.raises(ValueError, match=r"evaluate\.num_processes is 2, but 1 run\. .*launch stages\.evaluate"):
         place("evaluate", 2)
+
+
+def test_the_number_of_processes_is_that_of_the_parameters(tmp_path: Path) -> None:
+    write_params(tmp_path / "other.yaml", train_unet={"num_processes": 2})
+    assert processes_of("train_unet", ["--data", "d", "--params", str(tmp_path / "other.yaml")]) == 2
+    with pytest.raises(ValueError, match="ingest has no parameter num_processes: give --num_processes"):
+        processes_of("ingest", ["--params", str(tmp_path / "other.yaml")])
