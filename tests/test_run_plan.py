@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import save_model
 from darkroom.outline import Part, networks, not_here
-from darkroom.params_file import checked, defaults, merged, read_preset
+from darkroom.params_file import checked, defaults, merged
 from darkroom.run_plan import SHARE, Machine, as_time, costs, find_photos, latents_bytes, measure_photo, measure_speed, passes, plan_lines
 from tests.tiny_run import CHANGES, write_params
 
@@ -113,24 +112,13 @@ def test_latents_take_the_disk_that_is_foretold() -> None:
     assert tokens == 11 * 24 * 32 * 2
 
 
-def test_a_stage_takes_about_the_time_that_its_speed_foretells() -> None:
-    """Steps of training by hand, in CPU time, against the arithmetic over the measured speed: within a factor of two."""
-    given = dict(checked(merged(defaults(), read_preset(str(ROOT / "presets" / "toy-quick.yaml"))), Path("x")))
-    part = networks(given)["train_vae"]
-    speed = measure_speed(part, CPU, bf16=False, most=8)
-    vae = AutoencoderKL(AutoencoderConfig(sample_size=32, **given["train_vae"].model.model_dump()))
-    vae.initialise(0)
-    optimizer = torch.optim.AdamW(vae.parameters(), fused=True)
-    images, noise = torch.rand(8, 3, 32, 32) * 2 - 1, torch.randn(8, 4, 8, 8)
-    seconds = []
-    for _ in range(4):
-        started = time.process_time()
-        reconstruction, mean, logvar = vae(images, noise)
-        ((reconstruction - images).square().mean() + mean.square().mean() + logvar.exp().mean()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        seconds.append((time.process_time() - started) / (1 + SHARE * (torch.get_num_threads() - 1)))
-    assert 0.5 < min(seconds) / (3 * part.flop * 8 / speed) < 2
+def test_speed_is_the_arithmetic_over_the_time_of_the_fastest_of_three_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that says 3, 2 and 4 seconds. docs/benchmarks.md says how near real runs come to it."""
+    readings = iter([0.0, 3.0, 10.0, 12.0, 20.0, 24.0])
+    monkeypatch.setattr("darkroom.run_plan.time.process_time", lambda: next(readings))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    part = networks(sections())["train_vae"]
+    assert measure_speed(part, CPU, bf16=False, most=4) == pytest.approx(3 * part.flop * 4 * (1 + SHARE) / 2.0)
 
 
 def test_a_network_that_is_too_large_to_be_tried_is_as_fast_as_that_of_the_toy(monkeypatch: pytest.MonkeyPatch) -> None:
