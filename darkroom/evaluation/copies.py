@@ -1,9 +1,9 @@
 """Copies of training photos among samples, found also if they are mirrored, noisy, cropped or blurred by the VAE.
 
-A sample is compared with the training photos and with the held-out photos: each as it is, mirrored, and as the VAE reconstructs both,
-because a copy comes out of the VAE's decoder too. For a copy the distance to the nearest training photo is small beside the mean distance
-to the 10 nearest held-out photos, in pixels or in edges. What is small, the photos say themselves: each is compared with all others, as a
-fresh picture would be, as it is and as the VAE reconstructs it.
+A sample is compared with the training photos and with the held-out photos: each as it is and as the VAE reconstructs it, because a copy
+comes out of the VAE's decoder too, and with the mirror images of both. For a copy the distance to the nearest training photo is small
+beside the mean distance to the 10 nearest held-out photos, in pixels or in edges. What is small, the photos say themselves: each is
+compared with all others, as a fresh picture would be, as it is and as the VAE reconstructs it.
 """
 
 import math
@@ -194,8 +194,7 @@ class _Views:
         for start in progress(range(0, num, batch_size), desc=f"copies: {desc}", unit="batch"):
             stop = min(start + batch_size, num)
             images = photos.images(range(start, stop))
-            plain = (images, mirrored(images))
-            decoded = [decode(pictures) for pictures in plain]
+            plain, decoded = ((pictures, mirrored(pictures)) for pictures in (images, decode(images)))
             whole = [pixel_vectors(pictures, WINDOWS[:1]) for pictures in plain]
             pixels[:, start:stop] = np.concatenate(whole + [pixel_vectors(pictures, WINDOWS) for pictures in decoded])
             edges[:, start:stop] = np.stack([edge_vectors(pictures) for pictures in (*plain, *decoded)])

@@ -24,7 +24,9 @@ SHIPPED_FOLDER = Path(__file__).parent
 SHIPPED = "squeezenet1_0"  # name in torchvision, and of the files in that folder
 SHIPPED_HASH = "9e31f02e1c1ecca075d93c73b47a7235991b88c9b08d656a6b73901746d94d88"  # sha256 of the weights: other weights are other code
 SHIPPED_PIXELS = ClassifierPixels(channels="bgr", scale=255.0, mean=[104.0, 117.0, 123.0], std=[1.0] * 3)  # Caffe's
-SHIPPED_SIDE = 227  # px
+SHIPPED_SIDE = 227  # px, as it was trained
+SHIPPED_SMALL_SIDE = 160  # px; more enlarged, small images upside down look like upright ones, see docs/evaluate.md
+SMALL = 64  # px, the longer side
 SHIPPED_FEATURE_SCALE = 1 / 16  # brings the mean square of its features to about 1 on photos, for which kernels are made
 RESIZE = "bicubic, antialiased"  # by `resized`
 
@@ -45,6 +47,7 @@ class Classifier:
         *,
         arch: str,  # for its name
         side: int,  # px; images are resized to this square
+        small_side: int | None = None,  # px; that of images whose longer side is at most `SMALL`; None = the same
         feature_scale: float = 1.0,
         device: torch.device | None = None,  # None = CPU
     ) -> None:
@@ -52,6 +55,7 @@ class Classifier:
         self.weights_hash = hash_weights(network)
         self.pixels = pixels
         self.side = side
+        self.small_side = small_side or side
         self.feature_scale = feature_scale
         self._device = device or torch.device("cpu")
         self._network = network.eval().to(self._device).to(memory_format=torch.channels_last)
@@ -62,7 +66,15 @@ class Classifier:
     def shipped(cls, device: torch.device | None = None) -> Self:
         """SqueezeNet 1.0 of this package: 512 features, the 1000 classes of ImageNet in torchvision's order."""
         network = load_shipped()
-        return cls(network, SHIPPED_PIXELS, arch=SHIPPED, side=SHIPPED_SIDE, feature_scale=SHIPPED_FEATURE_SCALE, device=device)
+        return cls(
+            network,
+            SHIPPED_PIXELS,
+            arch=SHIPPED,
+            side=SHIPPED_SIDE,
+            small_side=SHIPPED_SMALL_SIDE,
+            feature_scale=SHIPPED_FEATURE_SCALE,
+            device=device,
+        )
 
     @property
     def name(self) -> str:
@@ -75,6 +87,7 @@ class Classifier:
             "arch": self.arch,
             "weights": self.weights_hash,
             "side": self.side,
+            "small_side": self.small_side,
             **self.pixels.model_dump(include=set(ClassifierPixels.model_fields)),
             "resize": RESIZE,
             "layer": "input of the last layer, averaged over places",
@@ -92,7 +105,8 @@ class Classifier:
     @torch.inference_mode()
     def _pass(self, images: Images) -> tuple[Tensor, Tensor]:
         self._caught.clear()
-        x = classifier_pixels(resized(images, self.side), self.pixels).to(self._device, memory_format=torch.channels_last)
+        side = self.small_side if max(images.shape[1:3]) <= SMALL else self.side
+        x = classifier_pixels(resized(images, side), self.pixels).to(self._device, memory_format=torch.channels_last)
         scores = self._network(x)
         features = self._caught.pop()
         return self.feature_scale * (features.mean(dim=(2, 3)) if features.ndim == 4 else features), scores
