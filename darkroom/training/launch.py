@@ -10,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 
+from darkroom.config import EvaluateParams, TrainingParams
 from darkroom.params_file import load_params
 
 
@@ -50,10 +51,10 @@ def processes_of(stage: str, arguments: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    sections = load_params(parser.parse_known_args(arguments)[0].params)
-    if not hasattr(sections.get(stage), "num_processes"):
+    section = load_params(parser.parse_known_args(arguments)[0].params).get(stage)
+    if not isinstance(section, TrainingParams | EvaluateParams):
         raise ValueError(f"{stage} has no parameter num_processes: give --num_processes, or start it without the launcher.")
-    return int(sections[stage].num_processes)
+    return section.num_processes
 
 
 def main() -> None:
