@@ -29,6 +29,7 @@ PadToken = Literal["zero", "end"]
 PadTokenOrSource = Literal["source", PadToken]
 
 # Photos, classifiers, files
+Crop = Literal["centre", "subject"]  # the square that is cut out of a photo
 CaptionSource = Literal["text_file", "metadata", "folder"]
 ImageFormat = Literal["png", "jpeg"]
 ChannelOrder = Literal["rgb", "bgr"]

@@ -11,9 +11,9 @@ from pydantic import Field, model_validator
 from darkroom import choices
 from darkroom.param_groups import (
     AdversarialParams,
-    ClassifierPixels,
     ClipModel,
     Count,
+    FeatureParams,
     Fraction,
     LoraParams,
     NotNegative,
@@ -45,6 +45,12 @@ class IngestParams(Section):
     """Photos and captions to shards of square images, see docs/ingest.md"""
 
     side: int = Field(32, ge=16, le=4096, description="Side of the square images, px")
+    crop: choices.Crop = Field(
+        "centre", description="Square that is cut out of a photo; subject = around what a classifier finds, else centre"
+    )
+    subject: list[int | str] = Field(
+        [], description="With crop: subject, ImageNet's names or numbers of it, e.g. [tabby, 285]; [] = found from the photos"
+    )
     captions: list[choices.CaptionSource] = Field(
         ["text_file", "metadata", "folder"], description="Sources of captions, in order; the first caption found is used, else the template"
     )
@@ -61,6 +67,12 @@ class IngestParams(Section):
     format: choices.ImageFormat = Field("png", description="Format of the images in the shards")
     jpeg_quality: int = Field(95, ge=1, le=100, description="JPEG quality, 1 to 100; for format: jpeg")
     num_workers: Count = Field(0, description="Processes; 0 = one per core")
+
+    @model_validator(mode="after")
+    def _subject_is_cropped_to(self) -> "IngestParams":
+        if self.subject and self.crop == "centre":
+            raise ValueError("subject means nothing with crop: centre; set crop: subject, or leave subject: []")
+        return self
 
 
 class TrainingParams(Section):
@@ -222,33 +234,6 @@ class TrainUnetParams(TrainingParams):
                 "prediction: epsilon cannot have schedule.zero_terminal_snr: true, because pure noise says nothing about the "
                 "image; take v_prediction, sample or flow"
             )
-        return self
-
-
-class FeatureParams(ClassifierPixels):
-    kind: choices.FeatureKind = Field(
-        "squeezenet", description="Feature extractor; squeezenet = the one that comes with Darkroom, clip = the run's own"
-    )
-    arch: str = Field(
-        "",
-        description="torchvision: e.g. resnet50; timm: e.g. vit_small_patch14_dinov2.lvd142m; open_clip: as in train_clip.pretrained",
-    )
-    weights: str = Field("", description='torchvision, timm, inception: local .safetensors file with its weights; "" = downloaded')
-    side: Count = Field(0, description="torchvision, timm: side to which images are resized, px; 0 = 224, or as timm says")
-
-    @model_validator(mode="after")
-    def _kind_has_what_it_needs(self) -> "FeatureParams":
-        takes = {
-            "torchvision": ("arch", "weights", "side", *ClassifierPixels.model_fields),
-            "timm": ("arch", "weights", "side"),
-            "inception": ("weights",),
-            "open_clip": ("arch",),
-        }.get(self.kind, ())
-        given = [name for name in ("arch", "weights", "side") if getattr(self, name)] + self.changed_pixels()
-        if "arch" in takes and not self.arch:
-            raise ValueError(f"features.kind: {self.kind} needs features.arch, the name of a network; see docs/evaluate.md")
-        if wrong := [name for name in given if name not in takes]:
-            raise ValueError(f"features.{wrong[0]} means nothing with features.kind: {self.kind}; leave it at its default")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Groups of parameters inside the sections of stages: networks, terms of the loss, noise schedule, sampling.
+"""Groups of parameters inside the sections of stages: networks, terms of the loss, noise schedule, sampling, features.
 
 How a field is written: see `darkroom.config`.
 """
@@ -121,3 +121,30 @@ class SamplerParams(Section):
     @property
     def in_words(self) -> str:
         return f"{self.sampler}, {self.steps} {self.spacing} steps, guidance scale {self.guidance_scale:g}"
+
+
+class FeatureParams(ClassifierPixels):
+    kind: choices.FeatureKind = Field(
+        "squeezenet", description="Feature extractor; squeezenet = the one that comes with Darkroom, clip = the run's own"
+    )
+    arch: str = Field(
+        "",
+        description="torchvision: e.g. resnet50; timm: e.g. vit_small_patch14_dinov2.lvd142m; open_clip: as in train_clip.pretrained",
+    )
+    weights: str = Field("", description='torchvision, timm, inception: local .safetensors file with its weights; "" = downloaded')
+    side: Count = Field(0, description="torchvision, timm: side to which images are resized, px; 0 = 224, or as timm says")
+
+    @model_validator(mode="after")
+    def _kind_has_what_it_needs(self) -> "FeatureParams":
+        takes = {
+            "torchvision": ("arch", "weights", "side", *ClassifierPixels.model_fields),
+            "timm": ("arch", "weights", "side"),
+            "inception": ("weights",),
+            "open_clip": ("arch",),
+        }.get(self.kind, ())
+        given = [name for name in ("arch", "weights", "side") if getattr(self, name)] + self.changed_pixels()
+        if "arch" in takes and not self.arch:
+            raise ValueError(f"features.kind: {self.kind} needs features.arch, the name of a network; see docs/evaluate.md")
+        if wrong := [name for name in given if name not in takes]:
+            raise ValueError(f"features.{wrong[0]} means nothing with features.kind: {self.kind}; leave it at its default")
+        return self

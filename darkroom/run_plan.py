@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
@@ -30,6 +31,8 @@ from darkroom.outline import Part, networks, not_here
 PROBE_FLOP = {"cpu": 1e10}  # that a measurement of the speed may take
 PROBE_FLOP_OF_OTHERS = 1e12
 CLASSIFIER_FLOP = 1.6e9  # of SqueezeNet 1.0 at 227 px, through which evaluation passes each picture
+LOOK_AREA = 1.4  # of a whole photo in which ingest looks for the subject, in squares of that side
+LOOKS_FOR_WORDS = 224  # at photos and spoilt photos, before it knows the classes of the subject
 LOOKS = 6  # of evaluation at a held-out photo: itself, its reconstruction and four spoilt copies
 VALIDATED = 256  # held-out photos of a validation, at most
 CLIP_BATCH = 64
@@ -118,7 +121,9 @@ def costs(sections: Mapping[str, Any], parts: Mapping[str, Part], machine: Machi
     samples = evaluate.num_samples * (passes(evaluate.sampling) * denoiser.flop + vae.flop / 2) + held_out * (3 * denoiser.flop + vae.flop)
     looks = (num_photos + evaluate.num_samples + LOOKS * held_out) * CLASSIFIER_FLOP
     workers = ingest.num_workers or num_cores()
-    found = [Cost("ingest", machine.start + num_photos * photo_seconds / workers)]
+    searched = (num_photos + LOOKS_FOR_WORDS) * CLASSIFIER_FLOP * LOOK_AREA if ingest.crop == "subject" else 0.0
+    seconds = machine.start + num_photos * photo_seconds / workers + searched / machine.speed["train_vae"]
+    found = [Cost("ingest", seconds, flop=searched)]
     for stage, extra in (("train_clip", 0.0), ("train_vae", 0.0), ("train_unet", drawn)):
         if stage in parts:
             found.append(training_cost(parts[stage], sections[stage], machine, validated=min(held_out, VALIDATED), extra=extra))
@@ -170,14 +175,18 @@ def find_photos(raw: Path) -> list[Path]:
 
 def measure_photo(photos: list[Path], params: IngestParams, *, budget: float = 1.0) -> float:
     """Seconds that `ingest` takes for one photo, from as many as take `budget` seconds, at most 8, spread over all."""
-    style = PictureStyle(**{name: getattr(params, name) for name in PictureStyle.__dataclass_fields__})
+    style = PictureStyle.of(params)
     started, num = time.process_time(), 0
     for photo in photos[:: -(-len(photos) // 8)]:
-        develop(photo, style)
+        develop(photo, style, find=_look if params.crop == "subject" else None)
         num += 1
         if time.process_time() - started > budget:
             break
     return (time.process_time() - started) / num
+
+
+def _look(_: np.ndarray) -> None:
+    """In the place of a search for the subject, whose arithmetic is counted: the photo is decoded for it all the same."""
 
 
 def plan_lines(sections: Mapping[str, Any], raw: Path) -> list[str]:

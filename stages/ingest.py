@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.config import IngestParams
-from darkroom.data.doctor import Accepted, Findings, check_usable, examine, facts, remarks
+from darkroom.data.doctor import Accepted, Findings, check_usable, examine, facts, remarks, some_photos
 from darkroom.data.doctor_page import shown, write_findings
-from darkroom.data.picture import Picture
-from darkroom.data.shards import FULL_MEMBER, IMAGE_MEMBERS, Sample, Spool, split_by_hash, write_spooled
+from darkroom.data.picture import Picture, read_whole
+from darkroom.data.shards import FULL_MEMBER, FULL_SIDE, IMAGE_MEMBERS, MAX_FULL, Sample, Spool, split_by_hash, write_spooled
+from darkroom.evaluation.features import ArrayImages
+from darkroom.evaluation.recognised import called, known_subject
+from darkroom.models.classifier import Classifier, class_numbers
+from darkroom.models.subject import SubjectFinder
 from darkroom.provenance import canonical_json, hash_json
 from darkroom.stage import Contract, Stage
 
@@ -22,9 +26,9 @@ logger = logging.getLogger(__name__)
 
 def run(stage: Stage[IngestParams]) -> None:
     params, raw, shards = stage.params, stage.inputs["raw"], stage.outs["shards"]
-    member = IMAGE_MEMBERS[params.format]
+    member, find = IMAGE_MEMBERS[params.format], subject_finder(raw, params)
     with Spool(shards) as spool:
-        findings = examine(raw, params, keep=lambda photo, picture: spool.add(to_sample(photo, picture, member)))
+        findings = examine(raw, params, keep=lambda photo, picture: spool.add(to_sample(photo, picture, member)), find=find)
         for line in facts(findings):
             logger.info(line)
         for line in remarks(findings, params):
@@ -35,9 +39,28 @@ def run(stage: Stage[IngestParams]) -> None:
             split: write_spooled(shards, split, spool, keys, samples_per_shard=params.samples_per_shard) for split, keys in splits.items()
         }
         pictures = {photo.sha256: spool.member(photo.sha256, member) for photo in shown(findings)}
-    write_findings(stage.outs["doctor"], findings, params, splits=splits, pictures=pictures)
+    wholes = {photo.sha256: read_whole(raw / photo.source, params.max_megapixels) for photo in shown(findings)} if find else {}
+    write_findings(stage.outs["doctor"], findings, params, splits=splits, pictures=pictures, wholes=wholes)
     stage.content["shards"] = describe(findings, params, tables)
+    if find:
+        stage.content["shards"]["subject"] = {"classes": list(find.classes), **findings.subject_counts()}
     _track(stage, findings, stage.outs["doctor"])
+
+
+def subject_finder(raw: Path, params: IngestParams) -> SubjectFinder | None:
+    """What finds the subject of `ingest.subject`, or of the photos; None with crop: centre, or if the classifier has no words for it."""
+    if params.crop == "centre":
+        return None
+    if not (classes := class_numbers(params.subject, parameter="ingest.subject")):
+        classes = known_subject(Classifier.shipped(), ArrayImages(some_photos(raw, params, num=MAX_FULL, side=FULL_SIDE)))
+    if not classes:
+        logger.warning(
+            "crop: subject: the classifier has no words for what the photos show, so they are cropped at the centre. If ImageNet has "
+            "classes of your subject, name them in ingest.subject."
+        )
+        return None
+    logger.info("crop: subject: %s", called(classes))
+    return SubjectFinder(classes)
 
 
 def to_sample(photo: Accepted, picture: Picture, member: str) -> Sample:
@@ -49,6 +72,8 @@ def to_sample(photo: Accepted, picture: Picture, member: str) -> Sample:
         "width": photo.width,
         "height": photo.height,
     }
+    if picture.crop:
+        fields |= {"crop": picture.crop, "certainty": picture.certainty}
     sample: dict[str, str | bytes] = {"__key__": photo.sha256, member: picture.encoded, "json": canonical_json(fields).encode()}
     if picture.full:
         sample[FULL_MEMBER] = picture.full

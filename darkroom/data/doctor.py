@@ -1,17 +1,21 @@
 """The doctor: examines every file in a folder of photos and reports which can be used, and why the others cannot."""
 
+import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
 
 from darkroom.config import IngestParams
 from darkroom.data.captions import METADATA_NAMES, TEMPLATE, Caption, CaptionFinder
 from darkroom.data.colours import background_colour
-from darkroom.data.picture import Picture, PictureStyle, Reason, Rejection, develop, image_suffixes, looks_like_image
+from darkroom.data.picture import Crop, Find, Picture, PictureStyle, Reason, Rejection, crop_side, develop, image_suffixes, looks_like_image
 from darkroom.data.shards import MAX_FULL
 from darkroom.data.workers import in_order
 from darkroom.progress import progress
@@ -30,6 +34,8 @@ class Accepted:
     height: int
     caption: Caption
     notes: tuple[str, ...]  # problems that do not keep the photo from being used
+    crop: Crop | None = None  # the square around the subject; None = none was found, or looked for
+    certainty: float | None = None  # that the subject is there, 0 to 1
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class Findings:
     duplicates: list[Duplicate] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)  # neither photo nor caption
     rows_without_photo: list[str] = field(default_factory=list)  # lines of metadata files that name no photo
+    looked_for_subject: bool = False
 
     @property
     def num_photos(self) -> int:
@@ -67,10 +74,20 @@ class Findings:
         return dict(sorted(Counter(str(photo.reason) for photo in self.rejected).items()))
 
     def upscaled(self, size: int) -> list[Accepted]:
-        return [photo for photo in self.accepted if min(photo.width, photo.height) < size]
+        return [photo for photo in self.accepted if crop_side(photo.crop, (photo.height, photo.width)) < size]
+
+    def without_subject(self) -> list[Accepted]:
+        """Photos in which the subject was looked for and not found; they are cropped at the centre."""
+        return [photo for photo in self.accepted if photo.crop is None] if self.looked_for_subject else []
+
+    def subject_counts(self) -> dict[str, int]:
+        num_without = len(self.without_subject())
+        return {"num_found": len(self.accepted) - num_without, "num_not_found": num_without}
 
 
-def examine(folder: Path, params: IngestParams, *, keep: Callable[[Accepted, Picture], None] | None = None) -> Findings:
+def examine(
+    folder: Path, params: IngestParams, *, keep: Callable[[Accepted, Picture], None] | None = None, find: Find | None = None
+) -> Findings:
     """Read every photo below `folder`, in `num_workers` processes; nothing there is changed.
 
     Args:
@@ -78,6 +95,7 @@ def examine(folder: Path, params: IngestParams, *, keep: Callable[[Accepted, Pic
         params: section `ingest` of params.yaml.
         keep: called with every accepted photo and its finished picture, which is not kept in memory. About `MAX_FULL` photos of
             each split, those with the lowest hashes, then have a picture at full size too.
+        find: finds the subject to which photos are cropped; other processes get a pickled copy. None = all are cropped at the centre.
 
     Raises:
         ValueError: no photos, a malformed metadata file, an invalid colour or caption template.
@@ -88,18 +106,38 @@ def examine(folder: Path, params: IngestParams, *, keep: Callable[[Accepted, Pic
     if not photos:
         raise ValueError(_no_photos(folder))
     captions = CaptionFinder(folder, files, sources=params.captions, template=params.caption_template)
-    findings = Findings(ignored=[printable(file) for file in _ignored(others, photos, params.captions)])
-    style = PictureStyle(**{name: getattr(params, name) for name in PictureStyle.__dataclass_fields__})
+    ignored = [printable(file) for file in _ignored(others, photos, params.captions)]
+    findings = Findings(ignored=ignored, looked_for_subject=find is not None)
+    style = PictureStyle.of(params)
     seen: dict[str, str] = {}  # sha256 of file or pixels -> the accepted photo
     paths = (folder / photo for photo in photos)
     val, share = params.val_fraction, MAX_FULL / len(photos)
     full = [(0.0, min(val, share)), (val, val + share)] if keep else []
-    with closing(in_order(partial(develop, style=style, full=full), paths, num_workers=params.num_workers)) as pictures:
+    with closing(in_order(partial(develop, style=style, full=full, find=find), paths, num_workers=params.num_workers)) as pictures:
         for photo, picture in progress(zip(photos, pictures, strict=True), desc="ingest", total=len(photos), unit="photo"):
             caption = _caption(photo, captions, params.max_caption_characters)
             _enter(findings, seen, photo, caption, picture, keep)
     findings.rows_without_photo = captions.rows_without_photo
     return findings
+
+
+def some_photos(folder: Path, params: IngestParams, *, num: int, side: int) -> np.ndarray:
+    """Middle squares of up to `num` photos, spread evenly over the sorted paths, uint8 (N, side, side, 3); unusable photos are left out.
+
+    Raises:
+        ValueError: the folder is missing.
+    """
+    photos, _ = sort_files(folder, list_files(folder))
+    chosen = [folder / photos[i * len(photos) // min(num, len(photos))] for i in range(min(num, len(photos)))]
+    style = replace(PictureStyle.of(params), side=side, format="png")
+    with closing(in_order(partial(develop, style=style), chosen, num_workers=params.num_workers)) as pictures:
+        encoded = [picture.encoded for picture in progress(pictures, desc="look at photos", total=len(chosen), unit="photo")
+                   if isinstance(picture, Picture)]  # fmt: skip
+    images = np.empty((len(encoded), side, side, 3), np.uint8)
+    for row, png in enumerate(encoded):
+        with Image.open(io.BytesIO(png)) as image:
+            images[row] = np.asarray(image)
+    return images
 
 
 def list_files(folder: Path) -> list[PurePosixPath]:
@@ -178,7 +216,7 @@ def _enter(
             findings.duplicates.append(Duplicate(source, seen[digest], same))
             return
     seen |= {picture.sha256: source, picture.pixels_sha256: source}
-    accepted = Accepted(source, picture.sha256, picture.width, picture.height, caption, picture.notes)
+    accepted = Accepted(source, picture.sha256, picture.width, picture.height, caption, picture.notes, picture.crop, picture.certainty)
     findings.accepted.append(accepted)
     if keep:
         keep(accepted, picture)
@@ -218,6 +256,9 @@ def facts(findings: Findings) -> list[str]:
         lines.append(f"{len(findings.ignored)} other files ignored, e.g. {', '.join(findings.ignored[:NAMED_IN_ERRORS])}")
     if findings.accepted:
         lines.append("captions: " + _counts(findings.caption_sources()))
+    if findings.looked_for_subject:
+        found, not_found = findings.subject_counts().values()
+        lines.append(f"{found} photos are cropped to the subject; {not_found}, in which it was not found, at the centre")
     return lines
 
 

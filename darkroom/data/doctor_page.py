@@ -7,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageDraw
 
 from darkroom.config import IngestParams
 from darkroom.data.doctor import Accepted, Findings, summary
@@ -16,6 +17,8 @@ from darkroom.provenance import canonical_json
 
 NUM_THUMBNAILS = 60
 THUMBNAIL_SIDE = 96  # px
+WHOLE_SIDE = 160  # px, the longer side of a whole photo with its crop
+CROP_COLOUR = (255, 60, 0)
 NUM_LISTED = 500  # rows of a table on the page; the .jsonl has all
 SIDES = (64, 128, 256, 512, 1024, 2048)  # px, borders of the histogram's bins
 
@@ -27,6 +30,7 @@ def write_findings(
     *,
     splits: Mapping[str, Sequence[str]],  # train and val -> sha256 of the photos
     pictures: Mapping[str, bytes],  # sha256 of the photos that the page shows -> finished picture
+    wholes: Mapping[str, np.ndarray] | None = None,  # the same, if a subject was looked for -> whole photo, uint8 (H, W, 3) of any size
 ) -> None:
     """Write accepted.jsonl, rejected.jsonl, duplicates.jsonl, ignored.jsonl and report.html; the same findings give the same bytes."""
     split_of = {sha256: split for split, hashes in splits.items() for sha256 in hashes}
@@ -34,10 +38,11 @@ def write_findings(
     _write_lines(folder / "rejected.jsonl", (asdict(photo) for photo in findings.rejected))
     _write_lines(folder / "duplicates.jsonl", (asdict(photo) for photo in findings.duplicates))
     _write_lines(folder / "ignored.jsonl", ({"source": source} for source in findings.ignored))
-    _write_report(folder / "report.html", findings, params, split_of, pictures)
+    _write_report(folder / "report.html", findings, params, split_of, pictures, wholes or {})
 
 
 def accepted_fields(photo: Accepted, split: str) -> dict[str, Any]:
+    found = {"crop": photo.crop, "certainty": photo.certainty} if photo.crop else {}
     return {
         "source": photo.source,
         "sha256": photo.sha256,
@@ -47,7 +52,7 @@ def accepted_fields(photo: Accepted, split: str) -> dict[str, Any]:
         "caption": photo.caption.text,
         "caption_source": photo.caption.source,
         "notes": photo.notes,
-    }
+    } | found
 
 
 def shown(findings: Findings) -> list[Accepted]:
@@ -57,7 +62,14 @@ def shown(findings: Findings) -> list[Accepted]:
     return [findings.accepted[i * num_photos // num_shown] for i in range(num_shown)]
 
 
-def _write_report(path: Path, findings: Findings, params: IngestParams, split_of: Mapping[str, str], pictures: Mapping[str, bytes]) -> None:
+def _write_report(
+    path: Path,
+    findings: Findings,
+    params: IngestParams,
+    split_of: Mapping[str, str],
+    pictures: Mapping[str, bytes],
+    wholes: Mapping[str, np.ndarray],
+) -> None:
     count = Counter(split_of.values())
     write_page(
         path,
@@ -73,6 +85,7 @@ def _write_report(path: Path, findings: Findings, params: IngestParams, split_of
             ("Reasons for rejection", _bars(findings.reasons())),
         ],
         thumbnails=[(photo, split_of[photo.sha256], _thumbnail(pictures[photo.sha256])) for photo in shown(findings)],
+        wholes={photo.sha256: _whole(photo, wholes[photo.sha256]) for photo in shown(findings) if photo.sha256 in wholes},
         tables=_tables(findings),
         num_listed=NUM_LISTED,
     )
@@ -83,7 +96,9 @@ def _tables(findings: Findings) -> list[tuple[str, tuple[str, ...], list[tuple[s
     rejected = [(photo.source, photo.reason, photo.detail) for photo in findings.rejected]
     duplicates = [(photo.source, photo.same, photo.same_as) for photo in findings.duplicates]
     notes = [(photo.source, "; ".join(photo.notes)) for photo in findings.accepted if photo.notes]
+    without = [(photo.source, f"{photo.width} x {photo.height}") for photo in findings.without_subject()]
     return [
+        ("Photos without a found subject, cropped at the centre", ("photo", "px"), list(without), ""),
         ("Rejected photos", ("photo", "reason", "detail"), list(rejected), "rejected.jsonl"),
         ("Duplicates, left out", ("photo", "same", "as"), list(duplicates), "duplicates.jsonl"),
         ("Accepted photos with a note", ("photo", "note"), list(notes), "accepted.jsonl"),
@@ -115,6 +130,20 @@ def _thumbnail(picture: bytes) -> str:
             return data_uri(picture, "png" if image.format == "PNG" else "jpeg")
         stream = io.BytesIO()
         image.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS).save(stream, "jpeg", quality=85)
+    return data_uri(stream.getvalue(), "jpeg")
+
+
+def _whole(photo: Accepted, pixels: np.ndarray) -> str:
+    """A `src` for <img>: the whole photo, small, with its crop drawn on it."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((WHOLE_SIDE, WHOLE_SIDE), Image.Resampling.LANCZOS)
+    if photo.crop:
+        across, down = image.width / photo.width, image.height / photo.height
+        left, top, right, bottom = photo.crop
+        box = (round(left * across), round(top * down), round(right * across) - 1, round(bottom * down) - 1)
+        ImageDraw.Draw(image).rectangle(box, outline=CROP_COLOUR, width=2)
+    stream = io.BytesIO()
+    image.save(stream, "jpeg", quality=80)
     return data_uri(stream.getvalue(), "jpeg")
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -12,18 +13,13 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from darkroom.data.colours import flatten, to_srgb
+from darkroom.config import IngestParams
+from darkroom.data.decoding import FORMATS, TGA_SUFFIXES, Box, Decoded, Refused, decoded
 from darkroom.data.shards import FULL_SIDE, is_below
 from darkroom.provenance import hash_file
 
-# The formats that Pillow may decode. Excluded: EPS (it would start ghostscript), WMF, and formats without images.
-# fmt: off
-FORMATS = ("AVIF", "BLP", "BMP", "CUR", "DCX", "DDS", "DIB", "FLI", "GBR", "GIF", "ICNS", "ICO", "IM", "JPEG", "JPEG2000", "MSP",
-           "PCX", "PIXAR", "PNG", "PPM", "PSD", "QOI", "SGI", "SUN", "TIFF", "WEBP")
-# fmt: on
-TGA_SUFFIXES = (".tga", ".icb", ".vda", ".vst")  # TGA has no signature, and other files look like TGA: only the suffix decides
 UNSUPPORTED = {
     **dict.fromkeys((".heic", ".heif", ".hif"), "HEIF pictures cannot be read; export them as JPEG"),
     **dict.fromkeys(
@@ -32,21 +28,18 @@ UNSUPPORTED = {
     **dict.fromkeys((".eps", ".ps", ".wmf", ".emf", ".svg"), "drawings cannot be read; export them as PNG"),
 }
 DRAFT_GAP = 2  # a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that leaves at least twice the required side
-REDUCING_GAP = 3.0  # other large photos are averaged down to three times the size before the exact filter; not visible
 MAX_MEGAPIXELS = 500  # of a photo given by name; decoded, it takes up to 4 bytes per pixel
-TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # EXIF orientation -> operation that makes the photo upright
-ROTATED = 5  # the first EXIF orientation that swaps width and height
 FULL_QUALITY = 95  # JPEG quality of a picture at full size
 Reason = Literal["unreadable", "unsupported", "too_large", "too_small", "caption_too_long", "caption_unreadable", "file_name"]
 Result = TypeVar("Result")
+
+Crop = tuple[int, int, int, int]  # left, top, right, bottom of a square, px of the upright photo at its own size
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+Find = Callable[[np.ndarray], tuple[Box, float] | None]
+"""uint8 (H, W, 3) -> where the subject of a picture is, as shares of its sides, and how certain that is, 0 to 1; None = not in it."""
+LOOK_SIDE = 227  # px, the shorter side of what `Find` sees: that of SqueezeNet
+LOOK_LENGTH = 2 * LOOK_SIDE  # px, the longest longer side; longer photos are shown smaller
+LOOK_LEAST = 64  # px, the least shorter side: nothing is looked for in a strip, more than 7 times as long as it is wide
 
 
 @dataclass(frozen=True)
@@ -60,6 +53,10 @@ class PictureStyle:
     format: str
     jpeg_quality: int
 
+    @classmethod
+    def of(cls, params: IngestParams) -> "PictureStyle":
+        return cls(**{name: getattr(params, name) for name in cls.__dataclass_fields__})
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -72,17 +69,14 @@ class Picture:
     encoded: bytes  # PNG or JPEG, without any metadata
     notes: tuple[str, ...]  # harmless defects
     full: bytes | None = None  # JPEG of the same square at full size, if one was asked for and that is larger
+    crop: Crop | None = None  # the square around the subject; None = that in the middle
+    certainty: float | None = None  # that the subject is there, 0 to 1
 
 
 @dataclass(frozen=True)
 class Rejection:
     reason: Reason
     detail: str
-
-
-class _Refused(Exception):  # noqa: N818 - not an error: it becomes a Rejection
-    def __init__(self, reason: Reason, detail: str) -> None:
-        self.rejection = Rejection(reason, detail)
 
 
 @cache
@@ -105,13 +99,29 @@ def looks_like_image(path: Path) -> bool:
             return True
 
 
-def develop(path: Path, style: PictureStyle, full: Sequence[tuple[float, float]] = ()) -> Picture | Rejection:
-    """Centre-crop and resize a photo. A photo that cannot be used becomes a Rejection, never an error of the run.
+def develop(path: Path, style: PictureStyle, full: Sequence[tuple[float, float]] = (), find: Find | None = None) -> Picture | Rejection:
+    """Crop and resize a photo: to the square around what `find` finds in the whole photo, else to the one in the middle.
 
-    Photos whose hash, as a fraction of the largest hash, lies in a range of `full` (from, below) also get a picture at full size.
+    A photo that cannot be used becomes a Rejection, never an error of the run; an error of `find` is one. Photos whose hash, as a
+    fraction of the largest hash, lies in a range of `full` (from, below) also get a picture at full size.
     """
     limit = f"ingest.max_megapixels ({style.max_megapixels:g})"
-    return _guarded(path, lambda: _develop(path, style, full), style.max_megapixels, limit)
+    found: tuple[Box, float] | None = None
+    if find:
+        look = _guarded(path, lambda: _read_whole(path, style.background, style.min_side), style.max_megapixels, limit)
+        if isinstance(look, Rejection):
+            return look
+        found = find(look) if min(look.shape[:2]) >= LOOK_LEAST else None
+    return _guarded(path, lambda: _develop(path, style, full, found), style.max_megapixels, limit)
+
+
+def read_whole(path: Path, max_megapixels: float) -> np.ndarray:
+    """What `find` of `develop` sees of a photo: all of it, upright, uint8 (H, W, 3) with a shorter side of about `LOOK_SIDE`.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    return _read(path, lambda: _read_whole(path, "white"), max_megapixels)
 
 
 def read_upright(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
@@ -122,13 +132,24 @@ def read_upright(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, tuple[i
     """
 
     def read_middle() -> tuple[np.ndarray, tuple[int, int]]:
-        with _decoded(path, DRAFT_GAP * max(size), []) as decoded:
-            return decoded.middle(size, "white", []), decoded.whole
+        with decoded(path, DRAFT_GAP * max(size), []) as photo:
+            return photo.middle(size, "white", []), photo.whole
 
-    read = _guarded(path, read_middle, MAX_MEGAPIXELS, f"{MAX_MEGAPIXELS} megapixels")
-    if isinstance(read, Rejection):
-        raise ValueError(f"{path} is {read.reason.replace('_', ' ')}: {read.detail}.")
-    return read
+    return _read(path, read_middle, MAX_MEGAPIXELS)
+
+
+def _read(path: Path, read: Callable[[], Result], max_megapixels: float) -> Result:
+    result = _guarded(path, read, max_megapixels, f"{max_megapixels:g} megapixels")
+    if isinstance(result, Rejection):
+        raise ValueError(f"{path} is {result.reason.replace('_', ' ')}: {result.detail}.")
+    return result
+
+
+def _read_whole(path: Path, background: str, min_side: int = 1) -> np.ndarray:
+    with decoded(path, LOOK_SIDE, [], min_side) as photo:
+        height, width = photo.whole
+        scale = min(LOOK_SIDE / min(photo.whole), LOOK_LENGTH / max(photo.whole))
+        return photo.part((0, 0, width, height), (max(1, round(scale * height)), max(1, round(scale * width))), background, [])
 
 
 def _guarded(path: Path, read: Callable[[], Result], max_megapixels: float, limit: str) -> Result | Rejection:
@@ -137,8 +158,8 @@ def _guarded(path: Path, read: Callable[[], Result], max_megapixels: float, limi
     try:
         with _pixel_limit(max_megapixels):
             return read()
-    except _Refused as refused:
-        return refused.rejection
+    except Refused as refused:
+        return Rejection(refused.reason, refused.detail)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         size = str(error).split(" exceeds")[0]
         return Rejection("too_large", f"{size} is more than {limit}")
@@ -168,69 +189,65 @@ def _describe(error: Exception, path: Path) -> str:
     return f"{type(error).__name__}: {text}"[:300]
 
 
-def _develop(path: Path, style: PictureStyle, full: Sequence[tuple[float, float]]) -> Picture:
+def _develop(path: Path, style: PictureStyle, full: Sequence[tuple[float, float]], found: tuple[Box, float] | None) -> Picture:
     notes: list[str] = []
     digest = hash_file(path)
-    with _decoded(path, DRAFT_GAP * style.side, notes, style.min_side) as decoded:
-        pixels = decoded.middle((style.side, style.side), style.background, notes)
+    with decoded(path, _needed(DRAFT_GAP * style.side, found[0] if found else WHOLE), notes, style.min_side) as photo:
+        crop = square_around(found[0], photo.whole, least=style.side) if found else None
+        pixels = _cut(photo, crop, style.side, style.background, notes)
         chosen = any(is_below(digest, high) and not is_below(digest, low) for low, high in full)
-        is_larger = min(FULL_SIDE, *decoded.whole) > style.side
-        encoded_full = _full(path, decoded, style.background) if chosen and is_larger else None
+        is_larger = min(FULL_SIDE, crop_side(crop, photo.whole)) > style.side
+        encoded_full = _full(path, photo, crop, style.background) if chosen and is_larger else None
     return Picture(
         sha256=digest,
         pixels_sha256=hashlib.sha256(pixels.tobytes()).hexdigest(),
-        width=decoded.whole[1],
-        height=decoded.whole[0],
+        width=photo.whole[1],
+        height=photo.whole[0],
         encoded=encode(pixels, style.format, style.jpeg_quality),
         notes=tuple(notes),
         full=encoded_full,
+        crop=crop,
+        certainty=found[1] if found else None,
     )
 
 
-def _full(path: Path, decoded: "_Decoded", background: str) -> bytes:
-    """The JPEG of the middle square at `FULL_SIDE` or the photo's own side; `decoded` serves if it has the pixels."""
-    side = min(FULL_SIDE, *decoded.whole)
-    if min(decoded.area) >= side:
-        return encode(decoded.middle((side, side), background, []), "jpeg", FULL_QUALITY)
-    with _decoded(path, side, []) as larger:
-        return encode(larger.middle((side, side), background, []), "jpeg", FULL_QUALITY)
+def square_around(box: Box, whole: tuple[int, int], *, least: int) -> Crop:
+    """The square with the middle and the longer side of `box`, moved into the photo; it has `least` px a side if the photo has them.
+
+    Args:
+        box: shares of the sides of the upright photo.
+        whole: (height, width) of the photo, px.
+    """
+    height, width = whole
+    side = min(max(round(max((box[2] - box[0]) * width, (box[3] - box[1]) * height)), least), *whole)
+    left = min(max(round((box[0] + box[2]) * width / 2 - side / 2), 0), width - side)
+    top = min(max(round((box[1] + box[3]) * height / 2 - side / 2), 0), height - side)
+    return left, top, left + side, top + side
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    """A photo as its file stores it, perhaps at a part of its size."""
-
-    image: Image.Image
-    area: tuple[float, float]  # (width, height) of the photo in `image`, px
-    whole: tuple[int, int]  # (height, width) of the upright photo at its own size, px
-    orientation: int  # EXIF's
-    profile: bytes | None
-
-    def middle(self, size: tuple[int, int], background: str, notes: list[str]) -> np.ndarray:
-        """The middle of the upright photo in sRGB, uint8 (*size, 3)."""
-        stored = size if self.orientation >= ROTATED else size[::-1]
-        fitted = _middle(self.image, self.area, stored)
-        if self.orientation in TRANSPOSE:
-            fitted = fitted.transpose(TRANSPOSE[self.orientation])
-        return np.asarray(flatten(to_srgb(fitted, self.profile, notes), background))
+def crop_side(crop: Crop | None, whole: tuple[int, int]) -> int:
+    """Side of the square that was cut out of a photo, px; that of the middle one if there is no `crop`."""
+    return crop[2] - crop[0] if crop else min(whole)
 
 
-@contextmanager
-def _decoded(path: Path, side: int, notes: list[str], min_side: int = 1) -> Iterator[_Decoded]:
-    """Decode a photo; a JPEG at 1/2, 1/4 or 1/8 of its size if that leaves `side` px or more."""
-    formats = ("TGA",) if path.suffix.lower() in TGA_SUFFIXES else FORMATS
-    with Image.open(path, formats=formats) as image:
-        width, height = image.size
-        if min(width, height) < min_side:
-            raise _Refused("too_small", f"{width} x {height} px; ingest.min_side is {min_side}")
-        reduced = image.draft(None, (side, side))
-        image.load()  # the first frame of an animation; Pillow turns TIFF upright here and drops the orientation
-        area = reduced[1][2:] if reduced else image.size  # px, float, of the decoded photo
-        width, height = (width, height) if reduced else image.size
-        orientation = _orientation(image, notes)
-        profile = None if image.mode == "LAB" else image.info.get("icc_profile")  # Pillow itself converts LAB to sRGB
-        whole = (width, height) if orientation >= ROTATED else (height, width)
-        yield _Decoded(_to_8_bit(image), area, whole, orientation, profile)
+def _needed(side: int, box: Box) -> int:
+    """The shorter side of a photo, px, of which a square with the sides of `box` (shares) has `side` px."""
+    return math.ceil(side / max(box[2] - box[0], box[3] - box[1]))
+
+
+def _cut(photo: Decoded, crop: Crop | None, side: int, background: str, notes: list[str]) -> np.ndarray:
+    return photo.part(crop, (side, side), background, notes) if crop else photo.middle((side, side), background, notes)
+
+
+def _full(path: Path, photo: Decoded, crop: Crop | None, background: str) -> bytes:
+    """The JPEG of the square at `FULL_SIDE` or its own side; `photo` serves if it has the pixels."""
+    own = crop_side(crop, photo.whole)
+    side = min(FULL_SIDE, own)
+    needed = math.ceil(side * min(photo.whole) / own)
+    if min(photo.area) >= needed:
+        return encode(_cut(photo, crop, side, background, []), "jpeg", FULL_QUALITY)
+    with decoded(path, needed, []) as larger:
+        return encode(_cut(larger, crop, side, background, []), "jpeg", FULL_QUALITY)
 
 
 def encode(pixels: np.ndarray, kind: str, jpeg_quality: int) -> bytes:
@@ -241,48 +258,3 @@ def encode(pixels: np.ndarray, kind: str, jpeg_quality: int) -> bytes:
     else:
         Image.fromarray(pixels).save(stream, "png", compress_level=3)  # twice as fast as the default, 5 % larger
     return stream.getvalue()
-
-
-def _orientation(image: Image.Image, notes: list[str]) -> int:
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception as error:  # broken EXIF raises any error, and the photo can be used without it
-        notes.append(f"EXIF cannot be read ({type(error).__name__}): taken as upright")
-        return 1
-    return orientation if orientation in TRANSPOSE else 1
-
-
-def _middle(image: Image.Image, area: tuple[float, float], size: tuple[int, int]) -> Image.Image:
-    """The largest centre crop of `area` with the shape of `size`, resized to `size` by Lanczos; colours are weighted by their alpha.
-
-    Both are (width, height).
-    """
-    if area[0] * size[1] <= area[1] * size[0]:
-        width, height = area[0], area[0] * size[1] / size[0]
-    else:
-        width, height = area[1] * size[0] / size[1], area[1]
-    left, top = (area[0] - width) / 2, (area[1] - height) / 2
-    box = (left, top, min(left + width, area[0]), min(top + height, area[1]))  # no rounding error beyond the edge
-    return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=REDUCING_GAP)
-
-
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """The same picture in a mode that can be resized: L, LA, RGB, RGBA or CMYK."""
-    if image.mode.startswith(("I", "F")):
-        return _scale_to_8_bit(image)
-    if image.has_transparency_data:
-        return image.convert("LA" if image.mode in ("1", "L", "LA", "La") else "RGBA")
-    return image if image.mode in ("L", "CMYK") else image.convert("RGB")
-
-
-def _scale_to_8_bit(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit or float grey; white is 65535, or 1 in floats, as in every format that states it."""
-    values = np.asarray(image).astype(np.float32)  # exact for 16 bits
-    white = 1.0 if image.mode.startswith("F") else 65535.0
-    if not (values.min() >= 0 and values.max() <= white):  # nor NaN
-        raise _Refused("unreadable", f"grey values ({image.mode}) outside 0 to {white:g}: what is white is not known")
-    values *= 255 / white
-    grey = Image.fromarray(np.rint(values, out=values).astype(np.uint8))
-    if isinstance(key := image.info.get("transparency"), int):
-        grey.putalpha(Image.fromarray(np.where(np.asarray(image) == key, 0, 255).astype(np.uint8)))
-    return grey

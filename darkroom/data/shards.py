@@ -266,7 +266,8 @@ class ImageShards:
     def _is_small(self, i: int) -> bool:
         """Whether the shard holds all that can be seen of a photo."""
         fields = self._reader.json(i)
-        return min(fields["width"], fields["height"], FULL_SIDE) <= self.size
+        left, _, right, _ = fields.get("crop") or (0, 0, min(fields["width"], fields["height"]), 0)
+        return min(right - left, FULL_SIDE) <= self.size
 
     def _decode(self, i: int, member: str) -> np.ndarray:
         with Image.open(io.BytesIO(self._reader.member(i, member))) as image:

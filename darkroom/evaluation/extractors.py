@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from darkroom.choices import FeatureKind
-from darkroom.config import FeatureParams
 from darkroom.evaluation.features import Extractor, Images, clip_features, embeddings_of
 from darkroom.models.classifier import Classifier, in_chunks, load_classifier
 from darkroom.models.clip import ClipTowers
 from darkroom.models.weights import hash_weights, read_weights
+from darkroom.param_groups import FeatureParams
 
 SECTION = "evaluate.features"
 TORCHVISION_SIDE = 224  # px, at which most classifiers of torchvision were measured

@@ -7,7 +7,6 @@ is named.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from itertools import pairwise
 
 import numpy as np
@@ -19,11 +18,13 @@ from darkroom.data.shards import MAX_FULL, ImageShards
 from darkroom.evaluation.canaries import mean_colour
 from darkroom.evaluation.features import Images, ImageSource, MappedImages
 from darkroom.evaluation.story import Funnel, FunnelStep
+from darkroom.models.classifier import CHUNK, Classifier, class_names, class_numbers
 from darkroom.progress import progress
 
 Classify = Callable[[Images], NDArray[np.float32]]  # images of any size -> scores (B, 1000)
 Classes = NDArray[np.int64]  # (N,), the number of the class of each picture
 Features = NDArray[np.float32]  # (B, D)
+See = Callable[[ImageSource, int, str], Classes]  # source, how many of its images, what they are called -> their classes
 
 MAX_COUNTED = 1000  # pictures of a step: a share is certain to 3 % then
 MAX_SPOILT = 32  # photos of which pictures without a subject are made, in each way
@@ -87,15 +88,12 @@ def measure_recognised(
     def see(source: ImageSource, limit: int, desc: str) -> Classes:
         return classes_of(classify, source, limit=limit, batch_size=batch_size, desc=desc)
 
-    subject, remark = class_numbers(classes), ""
+    subject, remark = class_numbers(classes, parameter="evaluate.recognised.classes"), ""
     if not subject:
-        deciding, spoilt = _deciding(pictures.train, see)
-        subject = find_subject(deciding, spoilt)
-        held = float(np.isin(deciding, subject).mean())
+        subject, held, word = look_for_subject(FullSize(pictures.train) if len(pictures.train.with_full_size) else pictures.train, see)
         if held < CLEAR:
             return Recognised({}, Funnel([], _diffuse(held)))
-        has_word = np.mean(deciding == subject[0]) >= OWN_WORD
-        remark = "" if has_word else " No single class stands for it, so read the shares only beside those of the photos."
+        remark = "" if word >= OWN_WORD else " No single class stands for it, so read the shares only beside those of the photos."
     seen = {
         f"photos at {pictures.held_out.size} px": see(pictures.held_out, MAX_COUNTED, "photos") if seen_held_out is None else seen_held_out
     }
@@ -105,7 +103,7 @@ def measure_recognised(
     seen["reconstructions"] = see(pictures.reconstructions, MAX_COUNTED, "reconstructions")
     seen["samples"] = see(pictures.samples, MAX_COUNTED, "samples") if seen_samples is None else seen_samples
     steps = [count(name, found, subject) for name, found in seen.items()]
-    return summarise(steps, count("pictures of one colour", chance, subject), _called(subject) + remark)
+    return summarise(steps, count("pictures of one colour", chance, subject), called(subject) + remark)
 
 
 @dataclass(frozen=True)
@@ -128,6 +126,25 @@ def classes_of(classify: Classify, source: ImageSource, *, limit: int, batch_siz
     return np.concatenate([classify(source.images(range(start, min(start + batch_size, num)))).argmax(axis=1) for start in starts])
 
 
+def look_for_subject(photos: ImageSource, see: See) -> tuple[tuple[int, ...], float, float]:
+    """The subject of photos: its classes, the share of the photos that they hold, and that of the most frequent class."""
+    spoilt = [see(MappedImages(photos, spoil), MAX_SPOILT, "spoilt photos") for spoil in (mean_colour, blotches, noise)]
+    deciding = see(photos, MAX_FULL, "training photos")
+    subject = find_subject(deciding, spoilt)
+    return subject, float(np.isin(deciding, subject).mean()), float(np.mean(deciding == subject[0])) if subject else 0.0
+
+
+def known_subject(classifier: Classifier, photos: ImageSource) -> tuple[int, ...]:
+    """The classes of the subject of photos; none if they hold too few of the photos, or no class is a word for the subject."""
+
+    def see(source: ImageSource, limit: int, desc: str) -> Classes:
+        scores = lambda images: classifier.features_and_scores(images)[1]  # noqa: E731
+        return classes_of(scores, source, limit=limit, batch_size=CHUNK, desc=desc)
+
+    subject, held, word = look_for_subject(photos, see) if len(photos) else ((), 0.0, 0.0)
+    return subject if held >= CLEAR and word >= OWN_WORD else ()
+
+
 def find_subject(photos: Classes, spoilt: Sequence[Classes]) -> tuple[int, ...]:
     """The classes that photos get, and pictures in which nothing can be seen do not; the most frequent one first.
 
@@ -143,30 +160,6 @@ def find_subject(photos: Classes, spoilt: Sequence[Classes]) -> tuple[int, ...]:
         for i in order
         if frequent[i] and counts[i] >= TIMES_SPOILT * len(photos) * max(float(np.mean(found == numbers[i])) for found in spoilt)
     )
-
-
-def class_names() -> list[str]:
-    """ImageNet's classes, in the order of the scores."""
-    from torchvision.models import SqueezeNet1_0_Weights
-
-    return list(SqueezeNet1_0_Weights.DEFAULT.meta["categories"])
-
-
-def class_numbers(classes: Sequence[int | str]) -> tuple[int, ...]:
-    """
-    Raises:
-        ValueError: a name or a number that is none of ImageNet's classes.
-    """
-    names = class_names()
-    numbers = {name.lower(): number for number, name in enumerate(names)}
-    for named in classes:
-        if isinstance(named, int) and not 0 <= named < len(names):
-            raise ValueError(f"evaluate.recognised.classes: {named} is no class of ImageNet; they have the numbers 0 to {len(names) - 1}.")
-        if isinstance(named, str) and named.lower() not in numbers:
-            near = get_close_matches(named.lower(), numbers, n=3) or [name for name in numbers if named.lower() in name][:3]
-            hint = f"did you mean {', '.join(names[numbers[name]] for name in near)}?" if near else "write its name as torchvision does."
-            raise ValueError(f"evaluate.recognised.classes: ImageNet has no class {named!r}; {hint}")
-    return tuple(dict.fromkeys(named if isinstance(named, int) else numbers[named.lower()] for named in classes))
 
 
 def count(name: str, seen: Classes, subject: Sequence[int]) -> FunnelStep:
@@ -202,13 +195,6 @@ def noise(images: Images) -> Images:
     return np.stack([np.random.default_rng(seed).integers(0, 256, images.shape[1:], np.uint8) for seed in seeds])
 
 
-def _deciding(train: ImageShards, see: Callable[[ImageSource, int, str], Classes]) -> tuple[Classes, list[Classes]]:
-    """Classes of training photos, at full size if they are known so, and of what spoiling leaves of them."""
-    source = FullSize(train) if len(train.with_full_size) else train
-    spoilt = [see(MappedImages(source, spoil), MAX_SPOILT, "spoilt photos") for spoil in (mean_colour, blotches, noise)]
-    return see(source, MAX_FULL, "training photos"), spoilt
-
-
 def _greatest_loss(steps: Sequence[FunnelStep]) -> str:
     """Which stage loses the largest part of what it is given; a loss is one that Fisher's exact test does not take for chance."""
     causes = {"photos at full size": f"The side of {steps[-3].name.removeprefix('photos at ')}", "reconstructions": "The U-Net"}
@@ -227,7 +213,7 @@ def _percent(step: FunnelStep) -> str:
     return f"{step.share:.0%} of {step.num_pictures} {step.name}"
 
 
-def _called(subject: Sequence[int]) -> str:
+def called(subject: Sequence[int]) -> str:
     names = [class_names()[number] for number in subject]
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return f"It calls the subject {', '.join(names[:NAMES_SHOWN])}{more}."

@@ -4,7 +4,8 @@ SqueezeNet 1.0 (Iandola et al. 2016) comes with the package. Its weights are tho
 (BSD-2-Clause, see squeezenet1_0.LICENCE) in half precision, with torchvision's names.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
 from urllib.error import URLError
@@ -205,3 +206,30 @@ def classifier_pixels(images: Tensor, pixels: ClassifierPixels) -> Tensor:
     x = images.flip(1) if pixels.channels == "bgr" else images
     mean, std = (torch.tensor(values, device=x.device)[:, None, None] for values in (pixels.mean, pixels.std))
     return (x * pixels.scale - mean) / std
+
+
+def class_names() -> list[str]:
+    """ImageNet's classes, in the order of the scores."""
+    from torchvision.models import SqueezeNet1_0_Weights
+
+    return list(SqueezeNet1_0_Weights.DEFAULT.meta["categories"])
+
+
+def class_numbers(classes: Sequence[int | str], *, parameter: str) -> tuple[int, ...]:
+    """
+    Args:
+        parameter: where params.yaml has them, for messages.
+
+    Raises:
+        ValueError: a name or a number that is none of ImageNet's classes.
+    """
+    names = class_names()
+    numbers = {name.lower(): number for number, name in enumerate(names)}
+    for named in classes:
+        if isinstance(named, int) and not 0 <= named < len(names):
+            raise ValueError(f"{parameter}: {named} is no class of ImageNet; they have the numbers 0 to {len(names) - 1}.")
+        if isinstance(named, str) and named.lower() not in numbers:
+            near = get_close_matches(named.lower(), numbers, n=3) or [name for name in numbers if named.lower() in name][:3]
+            hint = f"did you mean {', '.join(names[numbers[name]] for name in near)}?" if near else "write its name as torchvision does."
+            raise ValueError(f"{parameter}: ImageNet has no class {named!r}; {hint}")
+    return tuple(dict.fromkeys(named if isinstance(named, int) else numbers[named.lower()] for named in classes))

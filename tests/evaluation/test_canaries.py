@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from darkroom.config import FeatureParams
 from darkroom.demo.toy_cats import toy_cat
 from darkroom.evaluation.canaries import (
     FRESH_PHOTOS,
@@ -26,6 +25,7 @@ from darkroom.evaluation.distribution import distance_metrics
 from darkroom.evaluation.extractors import make_extractor
 from darkroom.evaluation.features import ArrayImages, Extractor, FeatureSets, clip_features
 from darkroom.models.clip import ClipTowers
+from darkroom.param_groups import FeatureParams
 from darkroom.pixels import to_float
 from darkroom.training.losses import contrastive_loss
 from tests.models.tiny_clip import TINY

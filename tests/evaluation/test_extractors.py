@@ -12,11 +12,11 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 from torchvision import models
 
-from darkroom.config import FeatureParams
 from darkroom.evaluation.extractors import make_extractor
 from darkroom.evaluation.features import ArrayImages, Extractor
 from darkroom.models.classifier import CHUNK, Classifier, load_classifier
 from darkroom.models.clip import ClipTowers
+from darkroom.param_groups import FeatureParams
 from tests.models.tiny_clip import TINY
 
 CPU = torch.device("cpu")

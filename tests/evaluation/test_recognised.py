@@ -9,7 +9,6 @@ import pytest
 from PIL import Image, ImageFilter
 from scipy.stats import beta
 
-from darkroom.config import EvaluateParams
 from darkroom.data.picture import encode, read_upright
 from darkroom.data.shards import ImageShards, write_shards
 from darkroom.evaluation.canaries import mean_colour
@@ -20,8 +19,6 @@ from darkroom.evaluation.recognised import (
     Recognised,
     SeenClasses,
     blotches,
-    class_names,
-    class_numbers,
     classes_of,
     count,
     find_subject,
@@ -30,7 +27,7 @@ from darkroom.evaluation.recognised import (
     summarise,
 )
 from darkroom.evaluation.story import FunnelStep
-from darkroom.models.classifier import Classifier
+from darkroom.models.classifier import Classifier, class_names
 from darkroom.provenance import canonical_json, write_index
 
 CAT, OTHER_CAT, DOG, SPOILT = 7, 8, 150, 200
@@ -212,24 +209,6 @@ def test_classes_of_the_parameters_are_counted_and_nothing_is_looked_for():
     found = funnel(train=Photos(pictures([DOG])), held_out=Photos(pictures(CATS)), decoded=CATS, samples=[CAT, DOG] * 20, classes=[CAT])
     assert found.metrics["recognised"] == 0.5
     assert found.metrics["recognised_photos"] == 40 / 72
-
-
-def test_classes_are_named_or_numbered():
-    assert class_numbers(["tabby", 285, "egyptian CAT", "Siamese cat"]) == (281, 285, 284)
-    assert class_numbers([]) == ()
-    assert EvaluateParams.model_validate({"recognised": {"classes": ["tabby", 285]}}).recognised.classes == ["tabby", 285]
-
-
-def test_an_unknown_class_is_an_error_that_proposes_others():
-    with pytest.raises(ValueError, match=r"evaluate\.recognised\.classes: ImageNet has no class 'taby'; did you mean tabby"):
-        class_numbers(["taby"])
-    with pytest.raises(ValueError, match=r"no class 'cat'; did you mean "):
-        class_numbers(["cat"])
-    with pytest.raises(ValueError, match=r"no class 'xyzzyq'; write its name as torchvision does"):
-        class_numbers(["xyzzyq"])
-    for number in (-1, 1000):
-        with pytest.raises(ValueError, match=rf"{number} is no class of ImageNet; they have the numbers 0 to 999"):
-            class_numbers([number])
 
 
 # ---- classes and pictures

@@ -11,11 +11,13 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
+from darkroom.config import EvaluateParams, IngestParams
 from darkroom.models.classifier import (
     CHUNK,
     SHIPPED_PIXELS,
     SHIPPED_SIDE,
     Classifier,
+    class_numbers,
     classifier_pixels,
     last_layer,
     load_classifier,
@@ -214,3 +216,26 @@ def test_the_shipped_classifier_is_read_in_its_own_channel_order(shared):
     images = cat_photos(shared, 10)
     right, wrong = (Classifier.shipped().features_and_scores(x)[1].argmax(1) for x in (images, images[..., ::-1]))
     assert np.isin(wrong, CATS).mean() < np.isin(right, CATS).mean()
+
+
+def numbers(classes: list[int | str]) -> tuple[int, ...]:
+    return class_numbers(classes, parameter="ingest.subject")
+
+
+def test_classes_are_named_or_numbered():
+    assert numbers(["tabby", 285, "egyptian CAT", "Siamese cat"]) == (281, 285, 284)
+    assert numbers([]) == ()
+    assert IngestParams(crop="subject", subject=["tabby", 285]).subject == ["tabby", 285]
+    assert EvaluateParams.model_validate({"recognised": {"classes": ["tabby", 285]}}).recognised.classes == ["tabby", 285]
+
+
+def test_an_unknown_class_is_an_error_that_proposes_others():
+    with pytest.raises(ValueError, match=r"ingest\.subject: ImageNet has no class 'taby'; did you mean tabby"):
+        numbers(["taby"])
+    with pytest.raises(ValueError, match=r"no class 'cat'; did you mean "):
+        numbers(["cat"])
+    with pytest.raises(ValueError, match=r"no class 'xyzzyq'; write its name as torchvision does"):
+        numbers(["xyzzyq"])
+    for number in (-1, 1000):
+        with pytest.raises(ValueError, match=rf"{number} is no class of ImageNet; they have the numbers 0 to 999"):
+            numbers([number])

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from darkroom.config import FeatureParams
 from darkroom.evaluation.alignment import clip_metrics
 from darkroom.evaluation.extractors import make_extractor
 from darkroom.interchange.text_encoder import model_cfg
 from darkroom.models.clip import ClipTowers
 from darkroom.models.text_conditioning import TextConditioning
+from darkroom.param_groups import FeatureParams
 from tests.models.tiny_clip import TINY
 from tests.tiny_run import make_project, run_stage
 
