@@ -7,7 +7,7 @@ from dvc.stage.cache import _get_cache_hash
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from darkroom.config import SECTIONS, TrainUnetParams
+from darkroom.config import SECTIONS, IngestParams, TrainUnetParams
 from darkroom.params_file import checked, defaults, load_params, merged, read_preset, read_yaml
 
 ROOT = Path(__file__).parents[1]
@@ -167,6 +167,8 @@ def test_a_missing_key_that_has_a_default_is_named_all_the_same(tmp_path: Path, 
         ("ingest", "captions", ["texts"]),
         ("ingest", "caption_template", ""),
         ("ingest", "format", "gif"),
+        ("ingest", "crop", "center"),
+        ("ingest", "subject", [1.5]),
         ("ingest", "jpeg_quality", 101),
         ("ingest", "num_workers", -1),
         ("train_vae", "steps", -1),
@@ -231,6 +233,15 @@ def test_a_batch_that_cannot_be_split_is_refused(tmp_path: Path, content: dict[s
 def test_a_clip_that_is_not_from_scratch_needs_a_source(tmp_path: Path, content: dict[str, Any], mode: str) -> None:
     content["train_clip"] |= {"mode": mode, "pretrained": ""}
     assert f"mode: {mode} needs `pretrained:`" in refused(tmp_path, content)
+
+
+def test_a_subject_without_a_crop_to_it_says_what_to_do(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["ingest"]["subject"] = ["tabby", 285]
+    assert "`ingest`: subject means nothing with crop: centre; set crop: subject, or leave subject: []" in refused(tmp_path, content)
+    content["ingest"]["crop"] = "subject"
+    ingest = load_params(write(tmp_path, content))["ingest"]
+    assert isinstance(ingest, IngestParams)
+    assert ingest.subject == ["tabby", 285]
 
 
 def test_attention_is_given_for_each_resolution(tmp_path: Path, content: dict[str, Any]) -> None:

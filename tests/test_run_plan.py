@@ -105,6 +105,14 @@ def test_every_stage_has_a_row_and_more_photos_take_longer() -> None:
     assert all(b.seconds > a.seconds for a, b in zip(few, many, strict=True) if a.stage in ("ingest", "cache_latents", "evaluate"))
 
 
+def test_the_search_for_the_subject_takes_time() -> None:
+    centre, subject = sections(), sections(ingest={"crop": "subject"})
+    without, looked = (costs(given, networks(given), machine(), num_photos=1000, photo_seconds=0.01)[0] for given in (centre, subject))
+    assert without.flop == 0
+    assert 1000 * 1.6e9 < looked.flop < 3000 * 1.6e9
+    assert looked.seconds > without.seconds
+
+
 def test_latents_take_the_disk_that_is_foretold() -> None:
     given = sections()
     moments, tokens = latents_bytes(networks(given)["train_unet"], given, 10)
@@ -204,6 +212,7 @@ def test_photos_are_counted_and_one_is_timed(tmp_path: Path) -> None:
     photos = find_photos(tmp_path / "raw")
     assert len(photos) == 20
     assert 0 < measure_photo(photos, sections()["ingest"]) < 1
+    assert 0 < measure_photo(photos, sections(ingest={"crop": "subject"})["ingest"]) < 1
     for photo in photos:
         photo.unlink()
     with pytest.raises(ValueError, match="holds no photos"):

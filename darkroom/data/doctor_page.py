@@ -143,7 +143,7 @@ def _whole(photo: Accepted, pixels: np.ndarray) -> str:
         box = (round(left * across), round(top * down), round(right * across) - 1, round(bottom * down) - 1)
         ImageDraw.Draw(image).rectangle(box, outline=CROP_COLOUR, width=2)
     stream = io.BytesIO()
-    image.save(stream, "jpeg", quality=80)
+    image.save(stream, "jpeg", quality=80, subsampling=0)  # the line keeps its colour
     return data_uri(stream.getvalue(), "jpeg")
 
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from darkroom.config import IngestParams
-from darkroom.data.doctor import Accepted, Duplicate, Findings, Rejected, check_usable, examine, list_files, remarks, summary
+from darkroom.data.doctor import Accepted, Duplicate, Findings, Rejected, check_usable, examine, list_files, remarks, some_photos, summary
 from darkroom.data.picture import Picture
 from darkroom.data.shards import is_below
 
@@ -294,3 +294,37 @@ def test_the_summary_says_when_no_photo_has_a_caption(tmp_path):
     assert "no photo has a caption of its own (sources: text_file, metadata, folder); all use the template 'a cat'" in summary(
         examine(tmp_path, PARAMS), PARAMS
     )
+
+
+# ---- subject
+
+
+def left_half(image: np.ndarray) -> tuple[tuple[float, float, float, float], float] | None:
+    """In the place of a classifier: finds something in the left half of dark pictures."""
+    return ((0.0, 0.0, 0.5, 0.5), 0.6) if image.mean() < 128 else None
+
+
+def test_photos_are_cropped_to_what_is_found_and_counted(tmp_path):
+    for name, grey in (("dark", 20), ("bright", 220)):
+        Image.new("RGB", (80, 60), (grey, grey, grey)).save(tmp_path / f"{name}.png")
+    for num_workers in (1, 2):
+        findings = examine(tmp_path, changed(num_workers=num_workers), find=left_half)
+        assert {photo.source: (photo.crop, photo.certainty) for photo in findings.accepted} == {
+            "bright.png": (None, None),
+            "dark.png": ((0, 0, 40, 40), 0.6),
+        }
+        assert [photo.source for photo in findings.without_subject()] == ["bright.png"]
+        assert "1 photos are cropped to the subject; 1, in which it was not found, at the centre" in summary(findings, PARAMS)
+    assert [photo.source for photo in findings.upscaled(50)] == ["dark.png"]
+    unsearched = examine(tmp_path, PARAMS)
+    assert unsearched.without_subject() == []
+    assert not any("subject" in line for line in summary(unsearched, PARAMS))
+
+
+def test_some_photos_are_middle_squares_spread_over_all_that_can_be_used(tmp_path):
+    for number in range(10):
+        Image.new("RGB", (30, 20), (10 * number,) * 3).save(tmp_path / f"{number}.png")
+    write(tmp_path, "0.png", "broken")
+    assert some_photos(tmp_path, PARAMS, num=5, side=32)[:, 0, 0, 0].tolist() == [20, 40, 60, 80]
+    assert some_photos(tmp_path, changed(format="jpeg", num_workers=2), num=50, side=32).shape == (9, 32, 32, 3)
+    assert some_photos(tmp_path / "..", changed(min_side=1000), num=5, side=32).shape == (0, 32, 32, 3)

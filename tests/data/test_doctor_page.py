@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -24,11 +25,11 @@ def picture(size: int = 16) -> bytes:
     return stream.getvalue()
 
 
-def write(folder: Path, findings: Findings, size: int = 16) -> str:
+def write(folder: Path, findings: Findings, size: int = 16, wholes: dict[str, np.ndarray] | None = None) -> str:
     folder.mkdir()
     keys = [photo.sha256 for photo in findings.accepted]
     splits = {"train": keys[1:], "val": keys[:1]}
-    write_findings(folder, findings, PARAMS, splits=splits, pictures=dict.fromkeys(keys, picture(size)))
+    write_findings(folder, findings, PARAMS, splits=splits, pictures=dict.fromkeys(keys, picture(size)), wholes=wholes)
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -104,6 +105,31 @@ def test_large_pictures_are_shown_small(tmp_path):
     assert len(sources) == 2
     with Image.open(io.BytesIO(base64.b64decode((sources[0] or "").split(",")[1]))) as image:
         assert image.size == (96, 96)
+
+
+def test_the_crop_is_drawn_on_the_whole_photo_and_photos_without_a_subject_are_listed(tmp_path):
+    photos = [replace(accepted(0, 400, 300), crop=(200, 0, 400, 200), certainty=0.75), accepted(1)]
+    wholes = {photo.sha256: np.full((227, 303, 3), 99, np.uint8) for photo in photos}
+    page = Page(write(tmp_path / "doctor", Findings(accepted=photos, looked_for_subject=True), wholes=wholes))
+    sources = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
+    assert len(sources) == 4  # each photo, and its picture
+    images = []
+    for source in (sources[0], sources[2]):
+        with Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))) as image:
+            images.append(np.asarray(image.convert("RGB")).astype(int))
+    assert images[0].shape == (120, 160, 3)
+    red = images[0][..., 0] - images[0][..., 2] > 60
+    assert abs(np.flatnonzero(red.any(axis=0))[[0, -1]] - (80, 159)).max() <= 1
+    assert abs(np.flatnonzero(red.any(axis=1))[[0, -1]] - (0, 79)).max() <= 1
+    assert not red[10:70, 90:150].any()
+    assert (abs(images[1] - 99) < 5).all()
+    assert "subject found, certainty 0.75" in page.text
+    assert "no subject found: cropped at the centre" in page.text
+    assert "1 photos are cropped to the subject; 1, in which it was not found, at the centre" in page.text
+    assert "Photos without a found subject, cropped at the centre: 1" in page.text
+    first, second = lines(tmp_path / "doctor" / "accepted.jsonl")
+    assert (first["crop"], first["certainty"]) == ([200, 0, 400, 200], 0.75)
+    assert "crop" not in second
 
 
 def test_the_photos_that_are_shown_are_spread_over_all(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from PIL import ExifTags, Image, ImageCms, features
 
 from darkroom.data.colours import background_colour
-from darkroom.data.picture import Picture, PictureStyle, Rejection, develop, looks_like_image, read_upright
+from darkroom.data.picture import Picture, PictureStyle, Rejection, develop, looks_like_image, read_upright, read_whole
 
 ALL = [(0.0, 1.0)]  # of the hashes
 STYLE = {"side": 16, "min_side": 1, "max_megapixels": 100.0, "background": "white", "format": "png", "jpeg_quality": 95}
@@ -580,3 +580,152 @@ def test_the_hash_decides_which_photos_get_a_picture_at_full_size(tmp_path):
         assert isinstance(picture, Picture)
         fraction = int(picture.sha256, 16) / 2**256
         assert (picture.full is not None) == (fraction < 0.2 or 0.5 <= fraction < 0.7)
+
+
+# ---- crop to the subject
+
+
+def found_at(box: tuple[float, float, float, float], certainty: float = 0.9):
+    """In the place of a classifier: finds something at `box`, shares of the sides, in every photo."""
+    return lambda image: (box, certainty)
+
+
+def cropped(path: Path, box: tuple[float, float, float, float], **changes) -> Picture:
+    picture = develop(path, PictureStyle(**{**STYLE, **changes}), full=ALL, find=found_at(box))
+    assert isinstance(picture, Picture), picture
+    return picture
+
+
+def find_red(image: np.ndarray) -> tuple[tuple[float, float, float, float], float] | None:
+    """The box around what is red."""
+    red = (image[..., 0].astype(int) - image[..., 1] > 128).nonzero()
+    if not len(red[0]):
+        return None
+    height, width = image.shape[:2]
+    return (red[1].min() / width, red[0].min() / height, (red[1].max() + 1) / width, (red[0].max() + 1) / height), 1.0
+
+
+def with_square(width: int, height: int, left: int, top: int, side: int) -> Image.Image:
+    image = Image.new("RGB", (width, height), (90, 90, 90))
+    image.paste(RED, (left, top, left + side, top + side))
+    return image
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
+def test_the_box_is_that_of_the_upright_photo_in_every_exif_orientation(tmp_path, orientation, suffix):
+    upright = with_square(600, 400, 370, 60, 160)
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+    stored = upright if orientation == 1 else upright.transpose(Image.Transpose(undo[orientation]))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = save(stored, tmp_path / f"a.{suffix}", exif=exif, **{"jpg": {"quality": 98}}.get(suffix, {}))
+    picture = develop(path, PictureStyle(**STYLE), find=find_red)
+    assert isinstance(picture, Picture)
+    assert picture.crop is not None
+    np.testing.assert_allclose(picture.crop, (370, 60, 530, 220), atol=4)
+    assert (pixels_of(picture)[2:-2, 2:-2].astype(int) - RED).max() < 40
+    assert (picture.width, picture.height) == (600, 400)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_the_crop_is_the_same_as_a_crop_of_the_whole_photo_by_lanczos(tmp_path, suffix):
+    path = save(smooth(400, 300), tmp_path / f"a.{suffix}", **({"quality": 98} if suffix == "jpg" else {}))
+    picture = cropped(path, (0.25, 0.2, 0.65, 0.7), side=64)
+    assert picture.crop == (100, 55, 260, 215)  # the longer side of the box is 160 px, its middle is at (180, 135)
+    with Image.open(path) as image:
+        expected = np.asarray(image.resize((64, 64), Image.Resampling.LANCZOS, box=picture.crop)).astype(int)
+    assert np.abs(pixels_of(picture) - expected).max() <= 1
+    assert picture.certainty == 0.9
+
+
+def test_a_box_at_the_border_is_moved_into_the_photo(tmp_path):
+    path = save(smooth(300, 200), tmp_path / "a.png")
+    assert cropped(path, (0.0, 0.0, 0.1, 0.4)).crop == (0, 0, 80, 80)
+    assert cropped(path, (0.9, 0.6, 1.0, 1.0)).crop == (220, 120, 300, 200)
+    assert cropped(path, (0.0, 0.0, 1.0, 1.0)).crop == (50, 0, 250, 200)
+
+
+def test_a_crop_is_not_enlarged_if_the_photo_has_the_pixels(tmp_path):
+    path = save(smooth(300, 200), tmp_path / "a.png")
+    assert cropped(path, (0.5, 0.5, 0.51, 0.51), side=64).crop == (120, 69, 184, 133)
+    small = cropped(save(smooth(60, 40), tmp_path / "b.png"), (0.1, 0.1, 0.2, 0.2), side=64)
+    assert small.crop is not None
+    assert small.crop[3] == 40
+    assert small.full is None
+
+
+def test_a_jpeg_is_decoded_large_enough_for_its_crop(tmp_path):
+    path = save(checks(2000, 1600), tmp_path / "a.jpg", quality=95)
+    picture = cropped(path, (0.5, 0.5, 0.75, 0.75), side=64)  # of 250 px with the whole photo at 1/8, where 128 are needed
+    assert picture.crop is not None
+    with Image.open(path) as image:
+        expected = np.asarray(image.resize((64, 64), Image.Resampling.LANCZOS, box=picture.crop)).astype(float)
+    error = pixels_of(picture) - expected
+    assert 10 * np.log10(255**2 / (error**2).mean()) > 40  # dB
+
+
+def test_the_picture_at_full_size_shows_the_same_square(tmp_path):
+    path = save(with_square(1200, 900, 700, 500, 300), tmp_path / "a.jpg", quality=98)
+    picture = cropped(path, (700 / 1200, 500 / 900, 1000 / 1200, 800 / 900), side=32)
+    assert picture.full is not None
+    full = np.asarray(Image.open(io.BytesIO(picture.full))).astype(int)
+    assert full.shape == (256, 256, 3)
+    assert np.abs(full[8:-8, 8:-8] - RED).max() < 12
+    tiny = cropped(path, (0.5, 0.5, 0.5 + 100 / 1200, 0.5 + 100 / 900), side=32)
+    assert tiny.full is not None
+    assert Image.open(io.BytesIO(tiny.full)).size == (100, 100)  # the photo has no more
+
+
+def test_transparent_pixels_of_a_crop_show_the_background(tmp_path):
+    image = Image.new("RGBA", (400, 300), (0, 0, 0, 0))
+    image.paste((255, 0, 0, 255), (300, 100, 400, 200))
+    picture = develop(save(image, tmp_path / "a.png"), PictureStyle(**{**STYLE, "background": "blue"}), find=find_red)
+    assert np.abs(pixels_of(picture)[3:-3, 3:-3].astype(int) - RED).max() < 10
+    assert (pixels_of(cropped(tmp_path / "a.png", (0.0, 0.0, 0.25, 0.25), background="blue")) == BLUE).all()
+
+
+def test_a_photo_without_a_subject_is_cropped_at_the_centre_as_if_none_had_been_looked_for(tmp_path):
+    path = save(checks(900, 700), tmp_path / "a.jpg", quality=90)
+    style = PictureStyle(**{**STYLE, "side": 64})
+    assert develop(path, style, full=ALL, find=find_red) == develop(path, style, full=ALL)
+
+
+@pytest.mark.parametrize(("size", "seen"), [((600, 400), (227, 340)), ((400, 600), (340, 227)), ((100, 100), (227, 227)),
+                                            ((3000, 1000), (151, 454))])  # fmt: skip
+def test_the_whole_photo_is_looked_at(tmp_path, size, seen):
+    looks = []
+    develop(save(smooth(*size), tmp_path / "a.png"), PictureStyle(**STYLE), find=looks.append)
+    assert looks[0].shape == (*seen, 3)
+    corners = [looks[0][row, column].astype(int) for row in (0, -1) for column in (0, -1)]
+    np.testing.assert_allclose(corners, [(0, 0, 0), (255, 0, 255), (0, 255, 0), (255, 255, 0)], atol=10)
+    np.testing.assert_array_equal(read_whole(tmp_path / "a.png", 100.0), looks[0])
+
+
+def test_nothing_is_looked_for_in_a_strip(tmp_path):
+    path = save(Image.new("RGB", (2000, 30), RED), tmp_path / "a.png")
+    picture = develop(path, PictureStyle(**STYLE), find=find_red)
+    assert isinstance(picture, Picture)
+    assert picture.crop is None
+
+
+def test_a_photo_that_cannot_be_read_is_rejected_before_anything_is_looked_for(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"no picture")
+    assert develop(path, PictureStyle(**STYLE), find=pytest.fail) == develop(path, PictureStyle(**STYLE))
+    tiny = save(smooth(20, 20), tmp_path / "b.png")
+    result = develop(tiny, PictureStyle(**{**STYLE, "min_side": 30}), find=pytest.fail)
+    assert isinstance(result, Rejection)
+    assert result.reason == "too_small"
+    with pytest.raises(ValueError, match=r"a\.png is unreadable: not a picture of a known format"):
+        read_whole(path, 100.0)
+    with pytest.raises(ValueError, match=r"b\.png is too large: .* is more than 0\.0001 megapixels"):
+        read_whole(tiny, 0.0001)
+
+
+def test_an_error_of_the_search_is_no_fault_of_the_photo(tmp_path):
+    def broken(image: np.ndarray) -> None:
+        raise RuntimeError("the classifier is broken")
+
+    with pytest.raises(RuntimeError, match="the classifier is broken"):
+        develop(save(smooth(20, 20), tmp_path / "a.png"), PictureStyle(**STYLE), find=broken)

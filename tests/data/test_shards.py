@@ -207,6 +207,19 @@ def test_photos_are_read_at_full_size_all_on_one_side(tmp_path):
     np.testing.assert_array_equal(images[1], np.asarray(enlarged))  # it has no more pixels than the shard holds
 
 
+def test_a_photo_is_as_large_as_the_square_that_was_cut_out_of_it(tmp_path):
+    (tmp_path / "shards").mkdir()
+    fields = {"caption": "cat", "width": 900, "height": 700}
+    samples = [
+        {"__key__": "0", "png": png(picture(0, 64)), "full.jpg": png(picture(0, 256)), "json": json.dumps(fields).encode()},
+        {"__key__": "1", "png": png(picture(1, 64)), "json": json.dumps(fields | {"crop": [9, 9, 73, 73]}).encode()},
+        {"__key__": "2", "png": png(picture(2, 64)), "json": json.dumps(fields | {"crop": [9, 9, 209, 209]}).encode()},
+    ]
+    table = write_shards(tmp_path / "shards", "val", samples, samples_per_shard=4)
+    finish(tmp_path / "shards", {"splits": {"val": table}, "size": 64, "format": "png"})
+    assert ImageShards(tmp_path / "shards", "val").with_full_size == [0, 1]  # of the third one, the shard does not hold all
+
+
 def test_shards_of_an_older_version_have_no_photo_at_full_size(tmp_path):
     photos = write_photos(tmp_path / "shards", full=False)
     assert photos.with_full_size == []

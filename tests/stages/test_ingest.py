@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from darkroom.config import IngestParams
 from darkroom.data.shards import ImageShards, ShardReader
+from darkroom.demo.toy_cats import draw_toy_cats
 from darkroom.provenance import hash_json, read_index, write_index
 from darkroom.stage import Stage
 from darkroom.tracking.tracker import JsonlTracker
@@ -188,6 +190,91 @@ def test_real_photos_of_cats_go_through(tmp_path, shared):
     assert set(content["captions"]) == {"metadata"}
     images = ImageShards(tmp_path / "data/shards", "train").images(range(20))
     assert images.std(axis=(1, 2, 3)).min() > 10
+
+
+def cats(folder: Path, shared: Path, step: int) -> Path:
+    folder.mkdir()
+    for path in sorted((shared / "data/cats").glob("*.jpg"))[::step]:
+        (folder / path.name).symlink_to(path)
+    return folder
+
+
+SUBJECT = {"side": 64, "crop": "subject", "max_megapixels": 100.0}
+CATS = [281, 282, 283, 284, 285]
+
+
+def test_real_photos_are_cropped_to_their_subject_with_any_number_of_workers(tmp_path, shared):
+    raw = cats(tmp_path / "raw", shared, 42)
+    contents = [ingest(raw, tmp_path / str(num), changed(**SUBJECT, subject=CATS, num_workers=num)) for num in (1, 2)]
+    assert contents[0] == contents[1]
+    for name in ("shards", "doctor"):
+        one, two = (bytes_of(tmp_path / str(num) / name) for num in (1, 2))
+        del one["index.json"], two["index.json"]
+        assert one == two
+    assert contents[0]["subject"]["classes"] == CATS
+    assert contents[0]["subject"]["num_found"] >= 9
+    assert contents[0]["subject"]["num_found"] + contents[0]["subject"]["num_not_found"] == 12
+    photos, reader = (make(tmp_path / "1/shards", "train") for make in (ImageShards, ShardReader))
+    assert photos.with_full_size
+    for i in range(len(photos)):
+        fields = reader.json(i)
+        if "crop" in fields:
+            left, top, right, bottom = fields["crop"]
+            with Image.open(raw / fields["source"]) as image:
+                expected = np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.LANCZOS, box=fields["crop"])).astype(int)
+                assert image.size == (fields["width"], fields["height"])
+            assert right - left == bottom - top >= min(fields["width"], fields["height"]) // 3
+            assert np.abs(photos.images([i])[0] - expected).mean() < 2
+            assert 0 < fields["certainty"] <= 1
+    cropped = [json.loads(line) for line in (tmp_path / "1/doctor/accepted.jsonl").read_text().splitlines()]
+    assert sum("crop" in line for line in cropped) == contents[0]["subject"]["num_found"]
+
+
+@pytest.mark.slow
+def test_the_subject_of_real_photos_is_found_from_the_photos(tmp_path, shared, caplog):
+    with caplog.at_level(logging.INFO):
+        content = ingest(cats(tmp_path / "raw", shared, 10), tmp_path / "data", changed(**SUBJECT))
+    assert {281, 282, 285} <= set(content["subject"]["classes"])
+    assert "It calls the subject Egyptian cat, " in caplog.text
+    assert content["subject"]["num_found"] >= 40
+
+
+def test_photos_for_which_the_classifier_has_no_words_are_cropped_at_the_centre_and_the_log_says_so(tmp_path, caplog):
+    draw_toy_cats(tmp_path / "raw", num_cats=24, size=32, seed=0)
+    ingest(tmp_path / "raw", tmp_path / "centre")
+    with caplog.at_level(logging.WARNING):
+        content = ingest(tmp_path / "raw", tmp_path / "subject", changed(crop="subject"))
+    assert "crop: subject: the classifier has no words for what the photos show, so they are cropped at the centre." in caplog.text
+    assert "name them in ingest.subject" in caplog.text
+    assert "subject" not in content
+    for name in ("shards", "doctor"):
+        one, two = (bytes_of(tmp_path / crop / name) for crop in ("centre", "subject"))
+        del one["index.json"], two["index.json"]
+        assert one == two
+
+
+def test_photos_in_which_the_named_subject_is_not_found_are_cropped_at_the_centre(tmp_path, raw, caplog):
+    ingest(raw, tmp_path / "centre")
+    with caplog.at_level(logging.INFO):
+        content = ingest(raw, tmp_path / "subject", changed(crop="subject", subject=["tabby"]))
+    assert content["subject"] == {"classes": [281], "num_found": 0, "num_not_found": 30}
+    assert "0 photos are cropped to the subject; 30, in which it was not found, at the centre" in caplog.text
+    one, two = (bytes_of(tmp_path / crop / "shards") for crop in ("centre", "subject"))
+    assert all(one[name] == two[name] for name in one if name.endswith(".tar"))
+    page = (tmp_path / "subject/doctor/report.html").read_text()
+    assert page.count("no subject found: cropped at the centre") == 30
+    assert "Photos without a found subject, cropped at the centre: 30" in page
+
+
+def test_an_unknown_subject_ends_the_stage(tmp_path, raw):
+    with pytest.raises(ValueError, match=r"ingest\.subject: ImageNet has no class 'taby'; did you mean tabby"):
+        ingest(raw, tmp_path / "data", changed(crop="subject", subject=["taby"]))
+
+
+def test_unusable_photos_tell_nothing_about_the_subject(tmp_path):
+    write(tmp_path / "raw", "a.jpg", "")
+    with pytest.raises(ValueError, match="None of the 1 photos"):
+        ingest(tmp_path / "raw", tmp_path / "data", changed(crop="subject", max_rejected_fraction=1.0))
 
 
 def test_odd_files_are_sorted_out_and_never_fatal(tmp_path, shared):
