@@ -52,4 +52,6 @@ def doctor(
     for double in findings.duplicates:
         print(f"{double.source}: the same {double.same} as {double.same_as}")
     print("\n".join(summary(findings, ingest)))
+    if ingest.crop == "subject":
+        print("the subject is not looked for here; `ingest` does it, and data/doctor/report.html then shows its crops")
     check_usable(findings, folder, max_rejected_fraction=ingest.max_rejected_fraction)

@@ -50,6 +50,15 @@ def test_the_doctor_names_what_cannot_be_used_and_changes_nothing(tmp_path: Path
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_the_doctor_says_that_it_does_not_look_for_the_subject(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = params_file(tmp_path, max_rejected_fraction=0.5)
+    main(["doctor", str(photos(tmp_path / "photos")), "--params", str(file)])
+    assert "subject" not in capsys.readouterr().out
+    file.write_text(file.read_text(encoding="utf-8").replace("crop: centre", "crop: subject"), encoding="utf-8")
+    main(["doctor", str(tmp_path / "photos"), "--params", str(file)])
+    assert "the subject is not looked for here; `ingest` does it" in capsys.readouterr().out
+
+
 def test_the_doctor_fails_where_ingest_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["doctor", str(photos(tmp_path / "photos")), "--params", str(params_file(tmp_path, max_rejected_fraction=0.1))]
     assert "1 of 4 photos" in fails(capsys, *arguments)
