@@ -240,7 +240,7 @@ def test_the_subject_of_real_photos_is_found_from_the_photos(tmp_path, shared, c
 
 
 def test_photos_for_which_the_classifier_has_no_words_are_cropped_at_the_centre_and_the_log_says_so(tmp_path, caplog):
-    draw_toy_cats(tmp_path / "raw", num_cats=24, size=32, seed=0)
+    draw_toy_cats(tmp_path / "raw", num_cats=16, size=32, seed=0)
     ingest(tmp_path / "raw", tmp_path / "centre")
     with caplog.at_level(logging.WARNING):
         content = ingest(tmp_path / "raw", tmp_path / "subject", changed(crop="subject"))
