@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.ratio import Ratio, measure
 from darkroom.models import layers
-from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.training.optimizer import adamw
@@ -72,7 +72,7 @@ def ratios() -> Iterator[Ratio]:
         {"diffusers": step(theirs, lambda: theirs(x, timesteps, context).sample, bf16=False), "ours": step(net, ours, bf16=False)},
     )
 
-    vae = AutoencoderKL(AutoencoderConfig(block_out_channels=(32, 64, 64), norm_num_groups=16, mid_block_add_attention=False))
+    vae = AutoencoderKL(AutoencoderKLConfig(block_out_channels=(32, 64, 64), norm_num_groups=16, mid_block_add_attention=False))
     towers = ClipTowers.build(CLIP | {"context_length": 32}, seed=0)
     images, tokens = torch.rand(BATCH, 3, 32, 32) * 2 - 1, towers.tokenize(["a sitting orange cat with green eyes"] * BATCH)
 

@@ -15,11 +15,13 @@ from darkroom.param_groups import (
     ClipModel,
     Count,
     Fraction,
+    LinearModel,
     LoraParams,
     NotNegative,
     PerceptualParams,
     Positive,
     PositiveInt,
+    ReconstructionGate,
     SamplerParams,
     ScheduleParams,
     Section,
@@ -133,10 +135,14 @@ class TrainVaeParams(TrainingParams):
     steps: Steps = 800
     batch_size: BatchSize = 32
     lr: LearningRate = 2e-3
+    kind: choices.AutoencoderKind = Field(
+        "kl", description="Autoencoder; kl = a network, trained; linear = computed from the photos; pretrained = that of init, as it is"
+    )
     init: str = Field(
         "", description="VAE to start from: a diffusers folder or models:/NAME@ALIAS, used as it is with steps: 0; empty = new weights"
     )
-    model: VaeModel = group(VaeModel, "Network of new weights; ignored with init")
+    model: VaeModel = group(VaeModel, "Network of kind: kl with new weights; ignored with init")
+    linear: LinearModel = group(LinearModel, "Principal components of patches, for kind: linear; ignored otherwise")
     likelihood: choices.Likelihood = Field("gaussian", description="Likelihood of a pixel given its latents")
     decoder_scale: Positive = Field(
         0.1, description="Standard deviation (gaussian) or scale (laplace) of the likelihood; pixels lie in [-1, 1]"
@@ -157,12 +163,6 @@ class TrainVaeParams(TrainingParams):
                 "or set adversarial.weight: 0.0"
             )
         return self
-
-
-class ReconstructionGate(Section):
-    min_psnr: Positive | None = Field(22.0, description="Required PSNR, dB")
-    min_ssim: float | None = Field(0.75, ge=-1, le=1, description="Required SSIM; 1 = equal images")
-    max_frechet: NotNegative | None = Field(5.0, description="Largest Fréchet distance to the photos, in features of the run's own CLIP")
 
 
 class CacheLatentsParams(Section):
