@@ -13,7 +13,7 @@ from darkroom.models import layers
 from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
-from darkroom.training.optimizer import adamw
+from darkroom.training.optimizer import make_optimizer
 
 BATCH = 64
 CLIP = {"embed_dim": 64, "image_size": 32, "patch_size": 8, "vision_width": 96, "vision_layers": 3, "text_width": 96, "text_layers": 2}
@@ -36,7 +36,7 @@ def unet() -> UNet2DConditionModel:
 
 
 def step(net: nn.Module, predict: Callable[[], Tensor], bf16: bool) -> Callable[[], None]:
-    optimizer = adamw(net, lr=1e-4, weight_decay=0.01)
+    optimizer = make_optimizer(net, kind="adamw", lr=1e-4, weight_decay=0.01)
 
     def work() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):

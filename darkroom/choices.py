@@ -19,6 +19,7 @@ LossWeighting = Literal["simple", "min_snr", "soft_min_snr", "p2", "variational"
 TimestepDraw = Literal["uniform", "quasi_random", "lognormal"]
 AutoencoderKind = Literal["kl", "linear", "pretrained"]
 Likelihood = Literal["gaussian", "laplace", "bernoulli"]
+OptimizerName = Literal["adamw", "muon"]
 LrDecay = Literal["constant", "cosine"]
 Precision = Literal["auto", "fp32", "bf16"]
 

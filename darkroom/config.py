@@ -38,7 +38,7 @@ Precision = Annotated[
 Steps = Annotated[Count, Field(description="Optimizer steps")]
 BatchSize = Annotated[PositiveInt, Field(description="Images per optimizer step, over all processes")]
 LearningRate = Annotated[Positive, Field(description="Highest learning rate")]
-WeightDecay = Annotated[NotNegative, Field(description="Weight decay of AdamW, on matrices")]
+WeightDecay = Annotated[NotNegative, Field(description="Weight decay, on matrices")]
 EmaDecay = Annotated[float, Field(ge=0, lt=1, description="Decay of the EMA of the weights; 0 = no EMA")]
 ValEvery = Annotated[PositiveInt, Field(description="Optimizer steps between validations")]
 
@@ -71,6 +71,7 @@ class TrainingParams(Section):
     steps: Steps = 1000
     batch_size: BatchSize = 64
     gradient_accumulation: PositiveInt = Field(1, description="Micro-steps per optimizer step")
+    optimizer: choices.OptimizerName = Field("adamw", description="Optimizer; muon = for matrices, with AdamW for the rest")
     lr: LearningRate = 1e-3
     warmup_steps: Count = Field(50, description="Optimizer steps of the warm-up, in which the learning rate rises from 0")
     lr_decay: choices.LrDecay = Field("cosine", description="Course of the learning rate after the warm-up")
