@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from darkroom.config import TrainClipParams, TrainUnetParams, TrainVaeParams
-from darkroom.models.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_kind
+from darkroom.models.autoencoder import Autoencoder, AutoencoderConfig, load_autoencoder
 from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.models.clip import ClipTowers
 from darkroom.models.layers import use_gradient_checkpointing
@@ -104,14 +104,15 @@ def _clip(params: TrainClipParams) -> ClipTowers:
 
 
 def _vae(params: TrainVaeParams, side: int) -> Autoencoder:
-    kind: type[Autoencoder] = LinearAutoencoder if params.kind == "linear" else AutoencoderKL
+    kind: type[Autoencoder] = AutoencoderKL
     config: AutoencoderConfig
-    if params.init:
-        if params.kind == "pretrained" and (Path(params.init) / CONFIG_FILE).is_file():
-            kind = autoencoder_kind(params.init)
-        config = _stored(kind.Config, params.init, "train_vae.init")
-    elif params.kind == "linear":
-        config = LinearAutoencoderConfig(**params.linear.model_dump())
+    if params.kind == "linear":
+        kind, config = LinearAutoencoder, LinearAutoencoderConfig(**params.linear.model_dump())
+    elif params.kind == "pretrained":
+        model = load_autoencoder(_existing(params.init, "train_vae.init"))
+        kind, config = type(model), model.config
+    elif params.init:
+        config = _stored(AutoencoderKLConfig, params.init, "train_vae.init")
     else:
         config = AutoencoderKLConfig(**params.model.model_dump())
     if side % config.stride:
@@ -158,6 +159,11 @@ def _check_weights(unet: str, folders: Mapping[str, str]) -> None:
 
 
 def _stored(kind: type[Any], folder: str, key: str) -> Any:
+    file = _existing(folder, key) / CONFIG_FILE
+    return kind.from_json(read_json(file), file)
+
+
+def _existing(folder: str, key: str) -> Path:
     if not Path(folder).is_dir():
         raise ValueError(f"`{key}` names {folder}, which is not there: import it (`darkroom import SOURCE FOLDER`), or correct the path.")
-    return kind.from_json(read_json(Path(folder) / CONFIG_FILE), Path(folder) / CONFIG_FILE)
+    return Path(folder)

@@ -6,6 +6,7 @@ diffusion_pytorch_model.safetensors), likelihood.json, metrics.json, curves/ and
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from darkroom.data.shards import ImageShards
 from darkroom.device import best_device
 from darkroom.evaluation.reconstruction import reconstruct, reconstruction_metrics
 from darkroom.models.linear_autoencoder import LinearAutoencoder
-from darkroom.models.weights import save_model
+from darkroom.models.weights import CONFIG_FILE, save_model
 from darkroom.open_model import initial_part
 from darkroom.previews import reconstruction_grid
 from darkroom.provenance import write_json
@@ -47,7 +48,7 @@ def run(stage: Stage[TrainVaeParams]) -> None:
         return
     device = best_device()
     vae.to(device)
-    if params.steps or not params.init:  # a VAE that is used as it is keeps its own scale and shift
+    if params.steps or not (Path(params.init) / CONFIG_FILE).is_file():  # a VAE that is used as it is keeps its own scale and shift
         scale, shift = measure_latents(vae, photos, device)
         vae.config = replace(vae.config, scaling_factor=scale, shift_factor=shift)
     save_model(vae, out)

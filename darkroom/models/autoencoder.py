@@ -1,7 +1,7 @@
 """What all autoencoders between images and latents have in common, and how a folder of any of them is read.
 
 The cache, the U-Net, sampling and evaluation know this interface alone. `AutoencoderKL` is trained, `LinearAutoencoder` is computed
-from the photos.
+from the photos, `TinyAutoencoder` comes pretrained.
 """
 
 from dataclasses import dataclass
@@ -86,28 +86,22 @@ class Autoencoder(StoredModel):
             )
 
 
-def autoencoder_kinds() -> dict[str, type[Autoencoder]]:
-    """The classes of autoencoders by the `_class_name` of their config.json."""
-    from darkroom.models.autoencoder_kl import AutoencoderKL  # these modules import this one
-    from darkroom.models.linear_autoencoder import LinearAutoencoder
-
-    return {kind.Config.CLASS_NAME: kind for kind in (AutoencoderKL, LinearAutoencoder)}
-
-
-def autoencoder_kind(folder: Path | str) -> type[Autoencoder]:
-    """The class of the autoencoder in a folder; for one that is unknown the message is that of `AutoencoderKL`.
-
-    Raises:
-        ValueError: config.json is missing or unreadable.
-    """
-    kinds = autoencoder_kinds()
-    return kinds.get(str(read_json(Path(folder) / CONFIG_FILE).get("_class_name")), kinds["AutoencoderKL"])
-
-
 def load_autoencoder(folder: Path | str) -> Autoencoder:
     """The autoencoder in a folder, of any kind: fp32, on the CPU, in evaluation mode.
 
+    Args:
+        folder: as `save_model` writes it, or with the two files of a tiny autoencoder, see `load_taesd`.
+
     Raises:
-        ValueError: as `load_model`.
+        ValueError: as `load_model` or `load_taesd`; an unknown class is refused as one that is not `AutoencoderKL`.
     """
-    return load_model(autoencoder_kind(folder), folder)
+    from darkroom.models.autoencoder_kl import AutoencoderKL  # these modules import this one
+    from darkroom.models.linear_autoencoder import LinearAutoencoder
+    from darkroom.models.tiny_autoencoder import TinyAutoencoder, load_taesd
+
+    config = Path(folder) / CONFIG_FILE
+    if not config.is_file() and list(Path(folder).glob("*encoder*.safetensors")):
+        return load_taesd(folder)
+    name = read_json(config).get("_class_name")
+    kinds: tuple[type[Autoencoder], ...] = (LinearAutoencoder, TinyAutoencoder)
+    return load_model(next((kind for kind in kinds if name == kind.Config.CLASS_NAME), AutoencoderKL), folder)

@@ -15,14 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darkroom.models.weights import ModelConfig, StoredModel, empty, load_weights, read_weights
+from darkroom.models.autoencoder import Autoencoder, AutoencoderConfig
+from darkroom.models.weights import empty, load_weights, read_weights
 
 LATENT_LIMIT = 3.0  # the decoder clamps raw latents softly to +- this, whatever `latent_magnitude` says; diffusers too
 POOL_GROUPS, POOL_FACTOR = 4, 4  # of a pooled block: groups of the norm; its channels as a multiple of the block's
 
 
 @dataclass(frozen=True, kw_only=True)
-class TinyAutoencoderConfig(ModelConfig):
+class TinyAutoencoderConfig(AutoencoderConfig):
     """The configuration of diffusers' AutoencoderTiny, and two fields that it lacks: `use_midblock_gn` and `sample_size`.
 
     These two are written only if they are set. diffusers does not know pooled blocks: it loads such a folder with a warning,
@@ -45,12 +46,11 @@ class TinyAutoencoderConfig(ModelConfig):
     block_out_channels: tuple[int, ...] = ()  # diffusers writes it for its pipelines; () = those of the decoder, the only choice
     num_encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)
     num_decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
-    latent_channels: int = 4
     latent_magnitude: float = 3  # raw latents are rounded to 8 bits between +- this: see `latent_std`
-    scaling_factor: float = 1.0  # latents = (raw - shift_factor) * scaling_factor have unit variance
+    scaling_factor: float = 1.0
     shift_factor: float = 0.0
     use_midblock_gn: bool = False  # pooled blocks at the coarsest resolution (TAEF2); named as in taesd.py
-    sample_size: int | None = None  # px, side of the images it is used with
+    sample_size: int = 0  # px, side of the images it is used with; 0 = not known
 
     def check(self) -> None:
         for side in ("encoder", "decoder"):
@@ -71,12 +71,11 @@ class TinyAutoencoderConfig(ModelConfig):
         object.__setattr__(self, "block_out_channels", self.decoder_block_out_channels)
 
     def to_json(self) -> dict[str, Any]:
-        extra = {"use_midblock_gn": False, "sample_size": None}
+        extra = {"use_midblock_gn": False, "sample_size": 0}
         return {key: value for key, value in super().to_json().items() if key not in extra or value != extra[key]}
 
     @property
     def stride(self) -> int:
-        """Pixels per latent pixel, along one side."""
         return 2 ** (len(self.encoder_block_out_channels) - 1)
 
     @property
@@ -89,8 +88,8 @@ class TinyAutoencoderConfig(ModelConfig):
         return 2 * self.latent_magnitude / 255 / math.sqrt(12)
 
 
-class TinyAutoencoder(StoredModel):
-    """Images to latents and back, with the interface of `AutoencoderKL`.
+class TinyAutoencoder(Autoencoder):
+    """Images to latents and back by two small networks.
 
     The encoder gives one latent, not a distribution. Readers want one with a density (bounds of the likelihood, noise on latents):
     a Gaussian around that latent, whose standard deviation is the constant `TinyAutoencoderConfig.latent_std`, of rounding to 8 bits.
@@ -105,50 +104,12 @@ class TinyAutoencoder(StoredModel):
         self.decoder = TinyDecoder(config)
 
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images (B, 3, H, W) in [-1, 1] -> mean and log-variance of the raw latents, each (B, C, h, w), fp32
-
-        Raises:
-            ValueError: a side is not a multiple of the stride.
-        """
-        if images.shape[2] % self.config.stride or images.shape[3] % self.config.stride:
-            raise ValueError(
-                f"Images of {images.shape[3]}x{images.shape[2]} px do not fit this autoencoder: "
-                f"both sides must be multiples of {self.config.stride}. Resize or crop them."
-            )
+        self.check_size(images)
         mean = self.encoder(images).float()
         return mean, torch.full_like(mean, 2 * math.log(self.config.latent_std))
 
     def decode(self, raw: Tensor) -> Tensor:
-        """raw latents (B, C, h, w) -> images (B, 3, H, W), about [-1, 1] but not clamped"""
         return self.decoder(raw)
-
-    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images (B, 3, H, W) in [-1, 1] -> mean and standard deviation of the raw latents, each (B, C, h, w)"""
-        mean, logvar = self.moments(images)
-        return mean, torch.exp(logvar / 2)
-
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """images (B, 3, H, W) in [-1, 1] -> reconstructions, decoded from the means"""
-        return self.decode(self.encode(images)[0])
-
-    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One pass for training, as a whole inside the module that DistributedDataParallel wraps.
-
-        Args:
-            images: (B, 3, H, W) in [-1, 1].
-            noise: (B, C, h, w), standard normal; the latents are mean + std * noise.
-
-        Returns:
-            reconstruction (B, 3, H, W), mean and log-variance (B, C, h, w)
-        """
-        mean, logvar = self.moments(images)
-        return self.decode(mean + torch.exp(logvar / 2) * noise), mean, logvar
-
-    def normalise(self, raw: Tensor) -> Tensor:
-        return (raw - self.config.shift_factor) * self.config.scaling_factor
-
-    def denormalise(self, latents: Tensor) -> Tensor:
-        return latents / self.config.scaling_factor + self.config.shift_factor
 
 
 class TinyEncoder(nn.Module):

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from darkroom.data.latents import LatentShards
 from darkroom.interchange.exchange import export_model
 from darkroom.models.autoencoder import load_autoencoder
 from darkroom.models.linear_autoencoder import LinearAutoencoder
+from darkroom.models.tiny_autoencoder import TinyAutoencoder
 from darkroom.provenance import hash_file, read_index
 from darkroom.sampling.text_to_image import TextToImage
 from tests.tiny_run import make_project, run_stage, write_params
@@ -77,3 +80,19 @@ def test_a_model_that_other_programs_cannot_know_is_not_exported(finished: Path,
     with pytest.raises(ValueError, match="is a LinearAutoencoder, which other programs do not know, so the model cannot be exported"):
         export_model(finished / "data", tmp_path / "out", "diffusers")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_two_files_of_a_tiny_autoencoder_are_used_as_it_is_with_a_measured_scale(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_project(tmp_path, ingest={"side": 32}, train_vae={"kind": "pretrained", "init": str(shared / "weights" / "taef2"), "steps": 0})
+    for name in ("ingest", "train_clip", "train_vae", "cache_latents"):
+        run_stage(name, tmp_path)
+    vae = load_autoencoder(tmp_path / "data" / "vae")
+    assert isinstance(vae, TinyAutoencoder)
+    assert vae.config.scaling_factor != 1.0
+    latents = LatentShards(tmp_path / "data" / "latents", "train")
+    assert latents.latent_shape == (32, 4, 4)
+    spread = float(vae.normalise(torch.from_numpy(latents.moments(range(len(latents)), [False] * len(latents))[:, 0])).std())
+    assert spread == pytest.approx(1, abs=0.1)
