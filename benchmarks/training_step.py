@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from benchmarks.ratio import Ratio, measure
 from darkroom.models import layers
-from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
-from darkroom.training.optimizer import adamw
+from darkroom.training.optimizer import make_optimizer
 
 BATCH = 64
 CLIP = {"embed_dim": 64, "image_size": 32, "patch_size": 8, "vision_width": 96, "vision_layers": 3, "text_width": 96, "text_layers": 2}
@@ -36,7 +36,7 @@ def unet() -> UNet2DConditionModel:
 
 
 def step(net: nn.Module, predict: Callable[[], Tensor], bf16: bool) -> Callable[[], None]:
-    optimizer = adamw(net, lr=1e-4, weight_decay=0.01)
+    optimizer = make_optimizer(net, kind="adamw", lr=1e-4, weight_decay=0.01)
 
     def work() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -72,7 +72,7 @@ def ratios() -> Iterator[Ratio]:
         {"diffusers": step(theirs, lambda: theirs(x, timesteps, context).sample, bf16=False), "ours": step(net, ours, bf16=False)},
     )
 
-    vae = AutoencoderKL(AutoencoderConfig(block_out_channels=(32, 64, 64), norm_num_groups=16, mid_block_add_attention=False))
+    vae = AutoencoderKL(AutoencoderKLConfig(block_out_channels=(32, 64, 64), norm_num_groups=16, mid_block_add_attention=False))
     towers = ClipTowers.build(CLIP | {"context_length": 32}, seed=0)
     images, tokens = torch.rand(BATCH, 3, 32, 32) * 2 - 1, towers.tokenize(["a sitting orange cat with green eyes"] * BATCH)
 

@@ -59,7 +59,15 @@ def _of_clip(clip: TrainClipParams) -> Iterator[str]:
 
 
 def _of_vae(vae: TrainVaeParams, side: int) -> Iterator[str]:
-    if not vae.init:
+    if vae.kind != "kl" and vae.steps:
+        yield f"`train_vae.kind: {vae.kind}` is not trained, but `train_vae.steps` is {vae.steps}: set train_vae.steps: 0, or kind: kl"
+    if vae.kind == "linear" and vae.init:
+        yield f"`train_vae.kind: linear` is computed from the photos, but `train_vae.init` is {vae.init}: empty it, or set kind: pretrained"
+    if vae.kind == "linear" and (vae.likelihood != "gaussian" or vae.learn_scale):
+        yield "`train_vae.kind: linear` has a gaussian likelihood of its own scale: set train_vae.likelihood: gaussian, learn_scale: false"
+    if vae.kind == "pretrained" and not vae.init:
+        yield "`train_vae.kind` is pretrained, but `train_vae.init` is empty: name the folder of an autoencoder, or models:/NAME@ALIAS"
+    if vae.kind == "kl" and not vae.init:
         yield from _of_groups("train_vae", vae.model.block_out_channels, vae.model.norm_num_groups)
         if vae.steps == 0:
             yield "train_vae.steps is 0 and train_vae.init is empty: name the folder of a VAE to use as it is, or train one"
@@ -111,12 +119,15 @@ def _of_sides(side: int, vae: TrainVaeParams, unet: TrainUnetParams) -> Iterator
         return
     vae_halvings = len(vae.model.block_out_channels) - 1
     unet_halvings = 0 if unet.init else len(unet.model.block_out_channels) - 1
-    stride, whole = 2**vae_halvings, 2 ** (vae_halvings + unet_halvings)
+    stride = vae.linear.patch_size if vae.kind == "linear" else 2**vae_halvings
+    whole = stride * 2**unet_halvings
     if side % stride:
-        yield (
-            f"`ingest.side` is {side}, but `train_vae.model.block_out_channels` has {vae_halvings + 1} resolutions and halves the side "
-            f"{vae_halvings} times: set ingest.side: {nearest_multiples(side, whole)}"
+        why = (
+            f"`train_vae.linear.patch_size` is {stride}"
+            if vae.kind == "linear"
+            else f"`train_vae.model.block_out_channels` has {vae_halvings + 1} resolutions and halves the side {vae_halvings} times"
         )
+        yield f"`ingest.side` is {side}, but {why}: set ingest.side: {nearest_multiples(side, whole)}"
     elif side % whole:
         yield (
             f"`ingest.side` is {side}, so that the latents are {side // stride} wide, but `train_unet.model.block_out_channels` halves "

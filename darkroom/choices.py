@@ -17,7 +17,9 @@ VarianceKind = Literal["beta_tilde", "beta"]  # of p(x_(t-1) | x_t)
 # Training
 LossWeighting = Literal["simple", "min_snr", "soft_min_snr", "p2", "variational"]
 TimestepDraw = Literal["uniform", "quasi_random", "lognormal"]
+AutoencoderKind = Literal["kl", "linear", "pretrained"]
 Likelihood = Literal["gaussian", "laplace", "bernoulli"]
+OptimizerName = Literal["adamw", "muon"]
 LrDecay = Literal["constant", "cosine"]
 Precision = Literal["auto", "fp32", "bf16"]
 

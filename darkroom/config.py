@@ -15,11 +15,13 @@ from darkroom.param_groups import (
     Count,
     FeatureParams,
     Fraction,
+    LinearModel,
     LoraParams,
     NotNegative,
     PerceptualParams,
     Positive,
     PositiveInt,
+    ReconstructionGate,
     SamplerParams,
     ScheduleParams,
     Section,
@@ -36,7 +38,7 @@ Precision = Annotated[
 Steps = Annotated[Count, Field(description="Optimizer steps")]
 BatchSize = Annotated[PositiveInt, Field(description="Images per optimizer step, over all processes")]
 LearningRate = Annotated[Positive, Field(description="Highest learning rate")]
-WeightDecay = Annotated[NotNegative, Field(description="Weight decay of AdamW, on matrices")]
+WeightDecay = Annotated[NotNegative, Field(description="Weight decay, on matrices")]
 EmaDecay = Annotated[float, Field(ge=0, lt=1, description="Decay of the EMA of the weights; 0 = no EMA")]
 ValEvery = Annotated[PositiveInt, Field(description="Optimizer steps between validations")]
 
@@ -81,6 +83,7 @@ class TrainingParams(Section):
     steps: Steps = 1000
     batch_size: BatchSize = 64
     gradient_accumulation: PositiveInt = Field(1, description="Micro-steps per optimizer step")
+    optimizer: choices.OptimizerName = Field("adamw", description="Optimizer; muon = for matrices, with AdamW for the rest")
     lr: LearningRate = 1e-3
     warmup_steps: Count = Field(50, description="Optimizer steps of the warm-up, in which the learning rate rises from 0")
     lr_decay: choices.LrDecay = Field("cosine", description="Course of the learning rate after the warm-up")
@@ -145,10 +148,14 @@ class TrainVaeParams(TrainingParams):
     steps: Steps = 800
     batch_size: BatchSize = 32
     lr: LearningRate = 2e-3
+    kind: choices.AutoencoderKind = Field(
+        "kl", description="Autoencoder; kl = a network, trained; linear = computed from the photos; pretrained = that of init, as it is"
+    )
     init: str = Field(
         "", description="VAE to start from: a diffusers folder or models:/NAME@ALIAS, used as it is with steps: 0; empty = new weights"
     )
-    model: VaeModel = group(VaeModel, "Network of new weights; ignored with init")
+    model: VaeModel = group(VaeModel, "Network of kind: kl with new weights; ignored with init")
+    linear: LinearModel = group(LinearModel, "Principal components of patches, for kind: linear; ignored otherwise")
     likelihood: choices.Likelihood = Field("gaussian", description="Likelihood of a pixel given its latents")
     decoder_scale: Positive = Field(
         0.1, description="Standard deviation (gaussian) or scale (laplace) of the likelihood; pixels lie in [-1, 1]"
@@ -169,12 +176,6 @@ class TrainVaeParams(TrainingParams):
                 "or set adversarial.weight: 0.0"
             )
         return self
-
-
-class ReconstructionGate(Section):
-    min_psnr: Positive | None = Field(22.0, description="Required PSNR, dB")
-    min_ssim: float | None = Field(0.75, ge=-1, le=1, description="Required SSIM; 1 = equal images")
-    max_frechet: NotNegative | None = Field(5.0, description="Largest Fréchet distance to the photos, in features of the run's own CLIP")
 
 
 class CacheLatentsParams(Section):

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from darkroom.config import TrainClipParams, TrainUnetParams, TrainVaeParams
-from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from darkroom.models.autoencoder import Autoencoder, AutoencoderConfig, load_autoencoder
+from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.models.clip import ClipTowers
 from darkroom.models.layers import use_gradient_checkpointing
+from darkroom.models.linear_autoencoder import LinearAutoencoder, LinearAutoencoderConfig
 from darkroom.models.lora import add_lora
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
-from darkroom.models.weights import empty, read_json
+from darkroom.models.weights import CONFIG_FILE, empty, read_json
 from darkroom.provenance import INDEX, check_made_with
 
 REMOTE = ("models:/", "hf-hub:")  # in the registry or on the hub: not a folder yet
@@ -101,12 +103,21 @@ def _clip(params: TrainClipParams) -> ClipTowers:
         return ClipTowers.build(params.model.model_dump(), seed=0)
 
 
-def _vae(params: TrainVaeParams, side: int) -> AutoencoderKL:
-    own = AutoencoderConfig(**params.model.model_dump())
-    config = _stored(AutoencoderConfig, params.init, "train_vae.init") if params.init else own
+def _vae(params: TrainVaeParams, side: int) -> Autoencoder:
+    kind: type[Autoencoder] = AutoencoderKL
+    config: AutoencoderConfig
+    if params.kind == "linear":
+        kind, config = LinearAutoencoder, LinearAutoencoderConfig(**params.linear.model_dump())
+    elif params.kind == "pretrained":
+        model = load_autoencoder(_existing(params.init, "train_vae.init"))
+        kind, config = type(model), model.config
+    elif params.init:
+        config = _stored(AutoencoderKLConfig, params.init, "train_vae.init")
+    else:
+        config = AutoencoderKLConfig(**params.model.model_dump())
     if side % config.stride:
         raise ValueError(f"`ingest.side` is {side}, but the VAE of `train_vae.init` ({params.init}) needs a multiple of {config.stride}.")
-    return empty(AutoencoderKL, config)
+    return empty(kind, config)
 
 
 def _unet(params: TrainUnetParams, latent: tuple[int, int, int], towers: ClipTowers) -> UNet2DConditionModel:
@@ -148,6 +159,11 @@ def _check_weights(unet: str, folders: Mapping[str, str]) -> None:
 
 
 def _stored(kind: type[Any], folder: str, key: str) -> Any:
+    file = _existing(folder, key) / CONFIG_FILE
+    return kind.from_json(read_json(file), file)
+
+
+def _existing(folder: str, key: str) -> Path:
     if not Path(folder).is_dir():
         raise ValueError(f"`{key}` names {folder}, which is not there: import it (`darkroom import SOURCE FOLDER`), or correct the path.")
-    return kind.from_json(read_json(Path(folder) / "config.json"), Path(folder) / "config.json")
+    return Path(folder)

@@ -48,6 +48,26 @@ class VaeModel(Section):
     mid_block_add_attention: bool = Field(False, description="Self-attention at the lowest resolution")
 
 
+class LinearModel(Section):
+    patch_size: PositiveInt = Field(8, description="Side of a patch, px; the side of the photos is divided by it")
+    latent_channels: PositiveInt = Field(48, description="Principal components of a patch: channels of the latents")
+
+    @model_validator(mode="after")
+    def _patch_has_components(self) -> "LinearModel":
+        if self.latent_channels > (most := 3 * self.patch_size**2):
+            raise ValueError(
+                f"linear.latent_channels is {self.latent_channels}, but a patch of {self.patch_size} px has {most} values: lower it, "
+                "or raise linear.patch_size"
+            )
+        return self
+
+
+class ReconstructionGate(Section):
+    min_psnr: Positive | None = Field(22.0, description="Required PSNR, dB")
+    min_ssim: float | None = Field(0.75, ge=-1, le=1, description="Required SSIM; 1 = equal images")
+    max_frechet: NotNegative | None = Field(5.0, description="Largest Fréchet distance to the photos, in features of the run's own CLIP")
+
+
 class ClassifierPixels(Section):
     channels: choices.ChannelOrder = Field("rgb", description="Channel order that the classifier of torchvision was trained on")
     scale: Positive = Field(1.0, description="Pixel values are 0 to scale before mean and std; 1 for torchvision's weights")

@@ -8,7 +8,7 @@ import torch
 from darkroom.data.latents import LatentShards
 from darkroom.data.shards import ImageShards
 from darkroom.diffusion.diffusion_config import DiffusionConfig
-from darkroom.models.autoencoder import AutoencoderKL
+from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel
 from darkroom.pixels import map_pictures, picture_grid
@@ -24,7 +24,7 @@ class SamplePreview:
         self,
         unet: UNet2DConditionModel,
         *,
-        vae: AutoencoderKL,
+        vae: Autoencoder,
         clip: Path,  # folder
         diffusion: DiffusionConfig,
         held_out: LatentShards,  # its captions are the prompts
@@ -44,7 +44,7 @@ class SamplePreview:
         return picture_grid(samples, columns=COLUMNS)
 
 
-def reconstruction_grid(vae: AutoencoderKL, photos: ImageShards, *, num: int, batch_size: int, device: torch.device) -> np.ndarray:
+def reconstruction_grid(vae: Autoencoder, photos: ImageShards, *, num: int, batch_size: int, device: torch.device) -> np.ndarray:
     """Rows of the first `num` photos, each above its reconstruction; uint8 (H, W, 3)."""
     originals = photos.images(range(min(num, len(photos))))
     decoded = map_pictures(vae.reconstruct, originals, batch_size=batch_size, device=device)

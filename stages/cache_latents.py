@@ -16,9 +16,8 @@ from darkroom.data.latents import caption_key, write_captions, write_latents
 from darkroom.data.shards import ImageShards
 from darkroom.device import best_device, use_bf16
 from darkroom.evaluation.reconstruction import check_gate, measure_vae
-from darkroom.models.autoencoder import AutoencoderKL
+from darkroom.models.autoencoder import Autoencoder, load_autoencoder
 from darkroom.models.clip import ClipTowers
-from darkroom.models.weights import load_model
 from darkroom.pixels import to_float
 from darkroom.progress import progress
 from darkroom.stage import Contract, Stage
@@ -29,7 +28,7 @@ logger = logging.getLogger(__name__)
 def run(stage: Stage[CacheLatentsParams]) -> None:
     params, out, device = stage.params, stage.outs["latents"], best_device()
     photos = {split: ImageShards(stage.inputs["shards"], split) for split in ("train", "val")}
-    vae = load_model(AutoencoderKL, stage.inputs["vae"]).to(device).eval()
+    vae = load_autoencoder(stage.inputs["vae"]).to(device).eval()
     clip = ClipTowers.load(stage.inputs["clip"]).to(device).eval()
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(params.precision, device)):
         metrics, gate = measure_vae(vae, clip, photos["val"], batch_size=params.batch_size, device=device), params.gate
@@ -63,7 +62,7 @@ def run(stage: Stage[CacheLatentsParams]) -> None:
 
 
 def encode_photos(
-    vae: AutoencoderKL, photos: ImageShards, params: CacheLatentsParams, device: torch.device
+    vae: Autoencoder, photos: ImageShards, params: CacheLatentsParams, device: torch.device
 ) -> Iterator[tuple[str, str, np.ndarray]]:
     """Key, caption and moments float32 (V, 2, C, h, w) of each photo; V is 2 with `flip` (photo, mirror image), otherwise 1."""
     starts = range(0, len(photos), params.batch_size)

@@ -15,10 +15,10 @@ from darkroom.config import TrainUnetParams
 from darkroom.data.latents import LatentShards
 from darkroom.device import best_device
 from darkroom.diffusion.diffusion_config import DiffusionConfig
-from darkroom.models.autoencoder import AutoencoderKL
+from darkroom.models.autoencoder import load_autoencoder
 from darkroom.models.layers import use_gradient_checkpointing
 from darkroom.models.lora import add_lora, merge_lora, save_lora
-from darkroom.models.weights import load_model, save_model
+from darkroom.models.weights import save_model
 from darkroom.open_model import initial_part
 from darkroom.previews import SamplePreview
 from darkroom.provenance import check_made_with, write_json
@@ -32,7 +32,7 @@ def run(stage: Stage[TrainUnetParams]) -> None:
     folder, version = initial_part(stage.params.init, "unet")
     params, out = stage.params.model_copy(update={"init": folder}), stage.outs["unet"]
     latents, held_out = (LatentShards(stage.inputs["latents"], split) for split in ("train", "val"))
-    vae = load_model(AutoencoderKL, stage.inputs["vae"])
+    vae = load_autoencoder(stage.inputs["vae"])
     unet = initial_unet(params, latents)
     init = unet.fingerprint() if params.init else ""
     parts = {part: stage.indexes[part]["content"] for part in ("vae", "clip")}

@@ -6,6 +6,7 @@ diffusion_pytorch_model.safetensors), likelihood.json, metrics.json, curves/ and
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,14 +16,15 @@ from darkroom.config import TrainVaeParams
 from darkroom.data.shards import ImageShards
 from darkroom.device import best_device
 from darkroom.evaluation.reconstruction import reconstruct, reconstruction_metrics
-from darkroom.models.weights import save_model
+from darkroom.models.linear_autoencoder import LinearAutoencoder
+from darkroom.models.weights import CONFIG_FILE, save_model
 from darkroom.open_model import initial_part
 from darkroom.previews import reconstruction_grid
 from darkroom.provenance import write_json
 from darkroom.stage import Contract, Stage
 from darkroom.training.initial_models import initial_vae
 from darkroom.training.loop import train
-from darkroom.training.vae_task import VaeTask, measure_latents
+from darkroom.training.vae_task import VaeTask, fit_linear, measure_latents
 
 
 def run(stage: Stage[TrainVaeParams]) -> None:
@@ -30,6 +32,8 @@ def run(stage: Stage[TrainVaeParams]) -> None:
     params, out = stage.params.model_copy(update={"init": folder}), stage.outs["vae"]
     photos, held_out = (ImageShards(stage.inputs["shards"], split) for split in ("train", "val"))
     vae = initial_vae(params, size=photos.size)
+    if isinstance(vae, LinearAutoencoder):
+        params = params.model_copy(update={"decoder_scale": fit_linear(vae, photos)})
     init = vae.fingerprint() if params.init else ""
 
     def preview(device: torch.device) -> np.ndarray:
@@ -44,7 +48,7 @@ def run(stage: Stage[TrainVaeParams]) -> None:
         return
     device = best_device()
     vae.to(device)
-    if params.steps or not params.init:  # a VAE that is used as it is keeps its own scale and shift
+    if params.steps or not (Path(params.init) / CONFIG_FILE).is_file():  # a VAE that is used as it is keeps its own scale and shift
         scale, shift = measure_latents(vae, photos, device)
         vae.config = replace(vae.config, scaling_factor=scale, shift_factor=shift)
     save_model(vae, out)

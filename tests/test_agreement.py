@@ -10,12 +10,14 @@ from ruamel.yaml import YAML
 from darkroom.agreement import CLIP_HEAD_WIDTH, DISCRIMINATOR_GROUPS, disagreements, nearest_multiples
 from darkroom.models import clip as clip_module
 from darkroom.models import discriminator
-from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.models.discriminator import PatchDiscriminator
 from darkroom.models.unet import UNetConfig
 from darkroom.params_file import checked, defaults, load_params, merged, read_preset
 
 IMPORTED = {"train_vae": {"init": "m/vae"}, "train_clip": {"mode": "pretrained", "pretrained": "m/clip"}, "train_unet": {"init": "m/unet"}}
+
+LINEAR: dict[str, Any] = {"kind": "linear", "steps": 0}
 
 
 def problems(changes: dict[str, Any]) -> str:
@@ -43,6 +45,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "has 60, not a multiple of train_vae.model.norm_num_groups (16): set 48 or",
     ),
     ({"train_vae": {"model": {"block_out_channels": [8]}}}, "has 8, not a multiple of train_vae.model.norm_num_groups (16): set 16, or"),
+    (
+        {"ingest": {"side": 36}, "train_vae": {**LINEAR, "linear": {"patch_size": 8}}},
+        "`ingest.side` is 36, but `train_vae.linear.patch_size` is 8: set ingest.side: 32 or 48",
+    ),
+    ({"train_vae": {"kind": "linear"}}, "`train_vae.kind: linear` is not trained, but `train_vae.steps` is 800: set train_vae.steps: 0"),
+    ({"train_vae": {**LINEAR, "init": "m/vae"}}, "is computed from the photos, but `train_vae.init` is m/vae: empty it, or set kind: pret"),
+    ({"train_vae": {**LINEAR, "likelihood": "laplace"}}, "has a gaussian likelihood of its own scale: set train_vae.likelihood: gaussian"),
+    ({"train_vae": {"kind": "pretrained", "steps": 0}}, "but `train_vae.init` is empty: name the folder of an autoencoder"),
+    ({"train_vae": {"linear": {"patch_size": 2}}}, "linear.latent_channels is 48, but a patch of 2 px has 12 values: lower it"),
     ({"train_vae": {"steps": 0}}, "train_vae.steps is 0 and train_vae.init is empty: name the folder of a VAE"),
     (
         {"train_vae": {"adversarial": {"weight": 0.5, "channels": 20}}},
@@ -123,7 +134,7 @@ def test_all_disagreements_are_named_at_once_and_each_key_is_one_of_the_file() -
 def test_a_side_is_refused_exactly_if_a_network_would_refuse_it(side: int) -> None:
     sections = checked(defaults(), Path("params.yaml"))
     found = disagreements({**sections, "ingest": sections["ingest"].model_copy(update={"side": side})})
-    stride = AutoencoderConfig(block_out_channels=(32, 64, 64), norm_num_groups=16).stride
+    stride = AutoencoderKLConfig(block_out_channels=(32, 64, 64), norm_num_groups=16).stride
     assert bool(found) == bool(side % stride or side // stride % 2)
 
 
@@ -153,7 +164,7 @@ def test_the_numbers_here_are_those_of_the_networks() -> None:
     assert not problems({"ingest": {"side": 24}, "train_vae": {"adversarial": {"weight": 1.0, "num_halvings": 3}}})
     assert problems({"ingest": {"side": 16}, "train_vae": {"adversarial": {"weight": 1.0, "num_halvings": 3}}})
     with pytest.raises(ValueError, match="norm_num_groups"):
-        AutoencoderKL(AutoencoderConfig(block_out_channels=(32, 60), norm_num_groups=16))
+        AutoencoderKL(AutoencoderKLConfig(block_out_channels=(32, 60), norm_num_groups=16))
     with pytest.raises(ValueError, match="attention head"):
         UNetConfig.from_levels(
             block_out_channels=[64, 100], attention=[True, True], layers_per_block=1, channels_per_head=32, norm_num_groups=4,

@@ -10,7 +10,7 @@ import open_clip
 import pytest
 import torch
 
-from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.models.weights import save_model
 from darkroom.provenance import hash_file, read_index
 from darkroom.sampling.text_to_image import TextToImage
@@ -142,7 +142,7 @@ def test_nothing_to_use_as_it_is_is_refused(workspace):
 
 
 def test_a_vae_with_more_levels_than_the_pictures_divide_into_is_refused(workspace):
-    vae = AutoencoderKL(AutoencoderConfig(block_out_channels=(8,) * 6, norm_num_groups=4))
+    vae = AutoencoderKL(AutoencoderKLConfig(block_out_channels=(8,) * 6, norm_num_groups=4))
     save_model(vae, workspace / "own-vae")
     write_params(workspace / "params.yaml", train_vae={"init": str(workspace / "own-vae")})
     with pytest.raises(ValueError, match=r"ingest.side is 16 px.*multiple of 32"):

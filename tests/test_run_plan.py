@@ -11,7 +11,7 @@ from torch import nn
 
 from darkroom.cli import main
 from darkroom.demo.toy_cats import draw_toy_cats
-from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import save_model
@@ -58,7 +58,7 @@ def test_the_arithmetic_and_memory_of_a_layer_are_those_on_paper() -> None:
 def test_the_networks_are_those_of_the_run_with_real_weights() -> None:
     given = sections()
     parts = networks(given)
-    vae = AutoencoderKL(AutoencoderConfig(sample_size=16, **given["train_vae"].model.model_dump()))
+    vae = AutoencoderKL(AutoencoderKLConfig(sample_size=16, **given["train_vae"].model.model_dump()))
     clip = ClipTowers.build(given["train_clip"].model.model_dump(), seed=0)
     for stage, real in {"train_vae": vae, "train_clip": clip}.items():
         assert parts[stage].num_weights == sum(parameter.numel() for parameter in real.parameters())
@@ -146,7 +146,7 @@ def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[
     monkeypatch.chdir(tmp_path)
     given = sections()
     ClipTowers.build(given["train_clip"].model.model_dump(), seed=0).save(Path("m/clip"))
-    save_model(AutoencoderKL(AutoencoderConfig(block_out_channels=(8, 8), norm_num_groups=4)), Path("m/vae"))
+    save_model(AutoencoderKL(AutoencoderKLConfig(block_out_channels=(8, 8), norm_num_groups=4)), Path("m/vae"))
     save_model(unet(), Path("m/unet"))
     return {"train_clip": {"mode": "pretrained", "pretrained": "m/clip"}, "train_vae": {"init": "m/vae"}, "train_unet": {"init": "m/unet"}}
 

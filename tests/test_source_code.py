@@ -114,8 +114,8 @@ def test_an_edit_that_can_change_bytes_reruns_the_stages_that_reach_it(tree: Pat
         pytest.param("Start it again to resume from there.", "Start it again.", id="message of an interruption"),
         pytest.param("interrupted. No incomplete output was", "stopped. No incomplete output was", id="message of a stopped stage"),
         pytest.param(
-            "from darkroom.training.vae_task import VaeTask, measure_latents",
-            "from typing import Any\n\nfrom darkroom.training.vae_task import VaeTask, measure_latents",
+            "from darkroom.training.vae_task import VaeTask, fit_linear, measure_latents",
+            "from typing import Any\n\nfrom darkroom.training.vae_task import VaeTask, fit_linear, measure_latents",
             id="import for a type hint",
         ),
         pytest.param('desc="encode photos"', 'desc="photos"', id="name of a progress bar"),

@@ -23,7 +23,7 @@ from darkroom.diffusion.denoiser import Denoise, make_denoiser
 from darkroom.diffusion.diffusion_config import DiffusionConfig
 from darkroom.diffusion.guidance import classifier_free
 from darkroom.diffusion.schedule import Schedule
-from darkroom.models.autoencoder import AutoencoderKL
+from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel
 from darkroom.pixels import to_float
@@ -60,7 +60,7 @@ class PixelLikelihood:
 class PhotoModel:
     """What a photo's bound needs besides the denoiser."""
 
-    vae: AutoencoderKL
+    vae: Autoencoder
     pixels: PixelLikelihood
     schedule: Schedule  # the U-Net's
 

@@ -32,7 +32,7 @@ from darkroom.evaluation.photo_losses import PhotoLosses, measure_photo_losses, 
 from darkroom.evaluation.recognised import Pictures, SeenClasses, measure_recognised
 from darkroom.evaluation.reconstruction import reconstruct, reconstruction_metrics
 from darkroom.evaluation.story import Champion, Funnel
-from darkroom.models.autoencoder import AutoencoderKL
+from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.classifier import Classifier
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel
@@ -62,7 +62,7 @@ class Comparison:
 class Networks:
     """The model that drew the samples."""
 
-    vae: AutoencoderKL
+    vae: Autoencoder
     pixels: PixelLikelihood  # of its decoder
     unet: UNet2DConditionModel
     clip: ClipTowers

@@ -18,7 +18,7 @@ from darkroom.data.shards import ImageShards
 from darkroom.diffusion.denoiser import Denoise
 from darkroom.evaluation.galleries import NUM_WORST, Gallery, Tile
 from darkroom.evaluation.likelihood import DenoiserFor
-from darkroom.models.autoencoder import AutoencoderKL
+from darkroom.models.autoencoder import Autoencoder
 from darkroom.pixels import to_float
 from darkroom.progress import progress
 from darkroom.training.draws import normal
@@ -45,7 +45,7 @@ class PhotoLosses:
 
 @torch.no_grad()
 def measure_photo_losses(
-    vae: AutoencoderKL, denoiser_for: DenoiserFor, train: ImageShards, *, seed: int, batch_size: int, device: torch.device
+    vae: Autoencoder, denoiser_for: DenoiserFor, train: ImageShards, *, seed: int, batch_size: int, device: torch.device
 ) -> PhotoLosses:
     """The denoising losses of the first `MAX_LOSS_PHOTOS` training photos.
 

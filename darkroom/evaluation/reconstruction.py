@@ -10,7 +10,7 @@ from scipy.ndimage import correlate1d
 from darkroom.config import ReconstructionGate
 from darkroom.evaluation.distribution import frechet_distance
 from darkroom.evaluation.features import ArrayImages, ImageSource, clip_features
-from darkroom.models.autoencoder import AutoencoderKL
+from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.clip import ClipTowers
 from darkroom.pixels import map_pictures
 
@@ -22,7 +22,7 @@ WINDOW = 11  # px, side of the Gaussian window of SSIM
 WINDOW_SIGMA = 1.5
 
 
-def reconstruct(vae: AutoencoderKL, photos: ImageSource, *, batch_size: int, device: torch.device) -> tuple[Images, Images]:
+def reconstruct(vae: Autoencoder, photos: ImageSource, *, batch_size: int, device: torch.device) -> tuple[Images, Images]:
     """The first `MAX_RECONSTRUCTIONS` photos and what their posterior means decode to, both (N, H, W, 3)."""
     originals = photos.images(range(min(len(photos), MAX_RECONSTRUCTIONS)))
     return originals, map_pictures(vae.reconstruct, originals, batch_size=batch_size, device=device)
@@ -33,7 +33,7 @@ def reconstruction_metrics(photos: Images, reconstructions: Images) -> dict[str,
     return {"psnr": float(psnr(photos, reconstructions).mean()), "ssim": float(ssim(photos, reconstructions).mean())}
 
 
-def measure_vae(vae: AutoencoderKL, clip: ClipTowers, photos: ImageSource, *, batch_size: int, device: torch.device) -> dict[str, float]:
+def measure_vae(vae: Autoencoder, clip: ClipTowers, photos: ImageSource, *, batch_size: int, device: torch.device) -> dict[str, float]:
     """`psnr` and `ssim` of reconstructed photos, and `frechet`, the Fréchet distance of photos and reconstructions.
 
     The distance is measured in the features of the run's own CLIP. It is left out, with a warning, if that has no image encoder or

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from darkroom.interchange.ldm_keys import UNET_PREFIX, VAE_PREFIX
 from darkroom.interchange.text_encoder import model_cfg
-from darkroom.models.autoencoder import AutoencoderConfig
+from darkroom.models.autoencoder_kl import AutoencoderKLConfig
 from darkroom.models.unet import DOWN_TYPES, UNetConfig
 
 TRANSFORMERS_TEXT = "cond_stage_model.transformer."  # Stable Diffusion 1.x
@@ -91,14 +91,14 @@ def unet_config(weights: Mapping[str, Tensor], where: Path | str, *, sample_size
     )
 
 
-def vae_config(weights: Mapping[str, Tensor], where: Path | str, *, sample_size: int, scaling_factor: float) -> AutoencoderConfig:
+def vae_config(weights: Mapping[str, Tensor], where: Path | str, *, sample_size: int, scaling_factor: float) -> AutoencoderKLConfig:
     """
     Raises:
         ValueError: a required weight is missing.
     """
     shapes = Shapes(weights, VAE_PREFIX, where)
     levels = shapes.count(r"encoder\.down\.(\d+)\.")
-    return AutoencoderConfig(
+    return AutoencoderKLConfig(
         in_channels=shapes["encoder.conv_in.weight"][1],
         out_channels=shapes["decoder.conv_out.weight"][0],
         block_out_channels=tuple(shapes[f"encoder.down.{level}.block.0.conv2.weight"][0] for level in range(levels)),

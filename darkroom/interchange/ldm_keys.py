@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import empty
 
@@ -34,7 +34,7 @@ def unet_keys(config: UNetConfig) -> dict[str, str]:
     return _keys(empty(UNet2DConditionModel, config).state_dict(), dict(_unet_modules(config)))
 
 
-def vae_keys(config: AutoencoderConfig) -> dict[str, str]:
+def vae_keys(config: AutoencoderKLConfig) -> dict[str, str]:
     """Every weight of an autoencoder: our name -> that of latent diffusion, without prefix."""
     return _keys(empty(AutoencoderKL, config).state_dict(), dict(_vae_modules(config)))
 
@@ -76,7 +76,7 @@ def _unet_modules(config: UNetConfig) -> Iterator[tuple[str, str]]:
         yield f"up_blocks.{level}.upsamplers.0.conv", f"output_blocks.{first + layers}.{2 if attends else 1}.conv"
 
 
-def _vae_modules(config: AutoencoderConfig) -> Iterator[tuple[str, str]]:
+def _vae_modules(config: AutoencoderKLConfig) -> Iterator[tuple[str, str]]:
     yield from ((name, name) for name in ("quant_conv", "post_quant_conv"))
     levels, layers = len(config.block_out_channels), config.layers_per_block
     for half in ("encoder", "decoder"):
@@ -113,13 +113,13 @@ def unet_from_ldm(config: UNetConfig, weights: Mapping[str, Tensor], *, where: P
     return _take(unet_keys(config), weights, UNET_PREFIX, where)
 
 
-def vae_to_ldm(config: AutoencoderConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def vae_to_ldm(config: AutoencoderKLConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our weights with the names of a single file, including the prefix. The projections of its attention are convolutions there."""
     named = {f"{VAE_PREFIX}{name}": weights[key] for key, name in vae_keys(config).items()}
     return {name: value[:, :, None, None] if ".attn_1." in name and value.ndim == 2 else value for name, value in named.items()}
 
 
-def vae_from_ldm(config: AutoencoderConfig, weights: Mapping[str, Tensor], *, where: Path | str) -> dict[str, Tensor]:
+def vae_from_ldm(config: AutoencoderKLConfig, weights: Mapping[str, Tensor], *, where: Path | str) -> dict[str, Tensor]:
     """The autoencoder of a single file with our names.
 
     Raises:

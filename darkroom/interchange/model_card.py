@@ -8,7 +8,7 @@ from typing import Any
 from darkroom.diffusion.diffusion_config import DiffusionConfig
 from darkroom.interchange.ldm_config import HEAD_WIDTH, HEADS
 from darkroom.interchange.scheduler import STABLE_DIFFUSION, has_betas, read_scheduler
-from darkroom.models.autoencoder import AutoencoderConfig
+from darkroom.models.autoencoder_kl import AutoencoderKLConfig
 from darkroom.models.unet import UNetConfig
 
 HEAD = """---
@@ -63,7 +63,7 @@ contains all values.
 
 """
 WIDTHS = (320, 640, 1280, 1280)
-VAE = AutoencoderConfig(block_out_channels=(128, 256, 512, 512), layers_per_block=2)
+VAE = AutoencoderKLConfig(block_out_channels=(128, 256, 512, 512), layers_per_block=2)
 UNETS = {  # family -> its U-Net, except `sample_size`
     "1.x": UNetConfig(block_out_channels=WIDTHS, cross_attention_dim=768, attention_head_dim=(HEADS,) * 4),
     "2.x": UNetConfig(
@@ -111,7 +111,7 @@ class Card:
         return head if caption is None else head + ONLY_CAPTION.format(caption)
 
 
-def obstacles(diffusion: DiffusionConfig, unet: UNetConfig, vae: AutoencoderConfig, text: dict[str, Any]) -> list[str]:
+def obstacles(diffusion: DiffusionConfig, unet: UNetConfig, vae: AutoencoderKLConfig, text: dict[str, Any]) -> list[str]:
     """One sentence for each value that single-file tools would assume wrongly; [] if they draw what we draw."""
     family = "1.x" if text["model_cfg"]["quick_gelu"] else "2.x"
     return [
@@ -139,7 +139,7 @@ def _text_obstacles(text: dict[str, Any], family: str) -> list[str]:
     return found
 
 
-def _shape_obstacles(config: UNetConfig | AutoencoderConfig, wanted: UNetConfig | AutoencoderConfig, sentence: str) -> list[str]:
+def _shape_obstacles(config: UNetConfig | AutoencoderKLConfig, wanted: UNetConfig | AutoencoderKLConfig, sentence: str) -> list[str]:
     free = ("sample_size",)
     pairs = {field.name: (getattr(config, field.name), getattr(wanted, field.name)) for field in dataclasses.fields(config)}
     if isinstance(config, UNetConfig) and isinstance(wanted, UNetConfig):

@@ -17,7 +17,7 @@ from darkroom.interchange.model_card import Card
 from darkroom.interchange.scheduler import read_scheduler, scheduler_config
 from darkroom.interchange.text_encoder import model_cfg_from_transformers, to_open_clip, transformers_text
 from darkroom.interchange.tokenizer import check_vocabulary, read_pad_token, write_tokenizer
-from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL, fold_scale
+from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig, fold_scale
 from darkroom.models.clip import ClipTowers
 from darkroom.models.text_conditioning import PadToken, TextConditioning
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
@@ -75,7 +75,7 @@ class PipelineFolder:
         return assemble(UNet2DConditionModel, config, self._weights("unet"), where=self.folder / "unet")
 
     def vae(self) -> AutoencoderKL:
-        config = AutoencoderConfig.from_json(self._config("vae"), self._config_file("vae"))
+        config = AutoencoderKLConfig.from_json(self._config("vae"), self._config_file("vae"))
         return assemble(AutoencoderKL, config, self._weights("vae"), where=self.folder / "vae")
 
     def clip(self) -> ClipTowers:
@@ -148,7 +148,7 @@ def write_pipeline(model: ModelFolder, folder: Path) -> None:
     write_json(scheduler, scheduler_config(diffusion))
     write_json(folder / INDEX_FILE, {"_class_name": PIPELINE, "requires_safety_checker": False, **COMPONENTS})
     pad_token = _write_text_encoder(model, folder)
-    vae = model.vae()
+    vae = model.vae_for_export()
     if vae.config.shift_factor:  # pipelines apply the scale, but no shift
         vae = fold_scale(vae, vae.config.scaling_factor)
     save_model(vae, folder / "vae")

@@ -33,7 +33,7 @@ from darkroom.interchange.text_encoder import (
     to_open_clip,
     transformers_text,
 )
-from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL, fold_scale
+from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig, fold_scale
 from darkroom.models.clip import ClipTowers
 from darkroom.models.text_conditioning import TextConditioning
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
@@ -116,7 +116,7 @@ class SingleFile:
 
     def vae(self) -> AutoencoderKL:
         if self.metadata:
-            config = AutoencoderConfig(**self.metadata["vae"])
+            config = AutoencoderKLConfig(**self.metadata["vae"])
         else:
             config = vae_config(self.weights, self.path, sample_size=8 * SAMPLE_SIZE[self.prediction], scaling_factor=self._scale())
         return assemble(AutoencoderKL, config, vae_from_ldm(config, self.weights, where=self.path), where=self.path)
@@ -155,7 +155,7 @@ def write_single_file(model: ModelFolder, path: Path) -> str:
     diffusion = model.diffusion()
     scheduler = scheduler_config(diffusion)
     text, weights = _text(model.clip())
-    vae = fold_scale(model.vae(), SCALING_FACTOR)
+    vae = fold_scale(model.vae_for_export(), SCALING_FACTOR)
     weights |= vae_to_ldm(vae.config, vae.state_dict())
     unet = model.unet()
     weights |= unet_to_ldm(unet.config, unet.state_dict())

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.diffusion.diffusion_config import DiffusionConfig
-from darkroom.models.autoencoder import AutoencoderConfig
+from darkroom.models.autoencoder_kl import AutoencoderKLConfig
 from darkroom.models.clip import CONFIG_FILE as CLIP_CONFIG_FILE
 from darkroom.models.unet import UNetConfig
 from darkroom.models.weights import CONFIG_FILE, read_json
@@ -32,7 +32,7 @@ def carried_over(model: Path, name: str) -> dict[str, Any]:
         ValueError: a part or its configuration is missing, or the parts come from different runs.
     """
     diffusion = ModelFolder(model).diffusion()
-    vae = AutoencoderConfig.from_json(read_json(model / "vae" / CONFIG_FILE), model / "vae" / CONFIG_FILE)
+    vae = AutoencoderKLConfig.from_json(read_json(model / "vae" / CONFIG_FILE), model / "vae" / CONFIG_FILE)
     unet = UNetConfig.from_json(read_json(model / "unet" / CONFIG_FILE), model / "unet" / CONFIG_FILE)
     if unet.sample_size is None:
         raise ValueError(f"{model / 'unet' / CONFIG_FILE}: `sample_size` is missing: add the side of the training images in latent pixels.")

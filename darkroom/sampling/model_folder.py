@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from darkroom.diffusion.diffusion_config import DiffusionConfig
-from darkroom.models.autoencoder import AutoencoderKL
+from darkroom.models.autoencoder import Autoencoder, load_autoencoder
+from darkroom.models.autoencoder_kl import AutoencoderKL
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel
 from darkroom.models.weights import load_model
@@ -24,8 +25,22 @@ class ModelFolder:
     def clip(self) -> ClipTowers:
         return ClipTowers.load(self.folder / "clip")
 
-    def vae(self) -> AutoencoderKL:
-        return load_model(AutoencoderKL, self.folder / "vae")
+    def vae(self) -> Autoencoder:
+        return load_autoencoder(self.folder / "vae")
+
+    def vae_for_export(self) -> AutoencoderKL:
+        """The autoencoder, if other programs can know it.
+
+        Raises:
+            ValueError: it is of another kind than theirs.
+        """
+        vae = self.vae()
+        if not isinstance(vae, AutoencoderKL):
+            raise ValueError(
+                f"The autoencoder of {self.folder} is a {vae.config.CLASS_NAME}, which other programs do not know, so the model cannot be "
+                "exported: share the folder itself, or train with train_vae.kind: kl."
+            )
+        return vae
 
     def unet(self) -> UNet2DConditionModel:
         return load_model(UNet2DConditionModel, self.folder / "unet")

@@ -17,7 +17,7 @@ from darkroom.diffusion.editing import ddim_invert, levels_of_strength, start
 from darkroom.diffusion.guidance import classifier_free, clip_guidance
 from darkroom.diffusion.samplers import SAMPLERS, NoiseAt
 from darkroom.diffusion.schedule import noise_levels
-from darkroom.models.autoencoder import AutoencoderKL
+from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel
 from darkroom.pixels import to_float, to_uint8
@@ -37,7 +37,7 @@ class TextToImage:
     def __init__(
         self,
         *,
-        vae: AutoencoderKL,
+        vae: Autoencoder,
         unet: UNet2DConditionModel,
         clip: ClipTowers,
         config: DiffusionConfig,

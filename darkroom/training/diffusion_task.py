@@ -10,7 +10,7 @@ from darkroom.config import TrainUnetParams
 from darkroom.data.latents import LatentShards
 from darkroom.diffusion.denoiser import add_noise, target
 from darkroom.diffusion.schedule import Schedule
-from darkroom.models.autoencoder import AutoencoderKL
+from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.unet import UNet2DConditionModel
 from darkroom.training.draws import normal, quasi_uniform, shuffled, uniform
 from darkroom.training.losses import loss_weights, weighted_squared_error
@@ -41,7 +41,7 @@ class DiffusionTask:
         val: LatentShards,
         params: TrainUnetParams,
         *,
-        vae: AutoencoderKL,  # has scale and shift of the latents
+        vae: Autoencoder,  # has scale and shift of the latents
         schedule: Schedule,
     ) -> None:
         self.net = self.averaged = net

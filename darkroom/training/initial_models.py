@@ -8,28 +8,33 @@ from pathlib import Path
 from darkroom.config import TrainUnetParams, TrainVaeParams
 from darkroom.data.latents import LatentShards
 from darkroom.diffusion.diffusion_config import DIFFUSION_FILE, DiffusionConfig
-from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from darkroom.models.autoencoder import Autoencoder, load_autoencoder
+from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from darkroom.models.linear_autoencoder import LinearAutoencoder, LinearAutoencoderConfig
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import load_model
 
 logger = logging.getLogger(__name__)
 
 
-def initial_vae(params: TrainVaeParams, *, size: int) -> AutoencoderKL:
-    """The VAE of `init`, or a new one, for photos of `size` px.
+def initial_vae(params: TrainVaeParams, *, size: int) -> Autoencoder:
+    """The VAE of `init`, or a new one, for photos of `size` px. A linear one is still to be fitted, see `fit_linear`.
 
     Raises:
         ValueError: photos that do not divide into latents.
     """
+    vae: Autoencoder
     if params.init:
-        vae = load_model(AutoencoderKL, params.init)
+        vae = load_autoencoder(params.init) if params.kind == "pretrained" else load_model(AutoencoderKL, params.init)
+    elif params.kind == "linear":
+        vae = LinearAutoencoder(LinearAutoencoderConfig(sample_size=size, **params.linear.model_dump()))
     else:
         model = params.model.model_dump() | {"block_out_channels": tuple(params.model.block_out_channels)}
-        vae = AutoencoderKL(AutoencoderConfig(sample_size=size, **model))
+        vae = AutoencoderKL(AutoencoderKLConfig(sample_size=size, **model))
         vae.initialise(params.seed)
     if size % vae.config.stride:
         raise ValueError(
-            f"ingest.side is {size} px, but this VAE needs a multiple of {vae.config.stride}: each level after the first halves the side."
+            f"ingest.side is {size} px, but this VAE needs a multiple of {vae.config.stride}: that many pixels become one latent pixel."
         )
     return vae
 

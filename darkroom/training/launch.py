@@ -10,7 +10,6 @@ import os
 import sys
 from pathlib import Path
 
-from darkroom.config import EvaluateParams, TrainingParams
 from darkroom.params_file import load_params
 
 
@@ -52,9 +51,10 @@ def processes_of(stage: str, arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     section = load_params(parser.parse_known_args(arguments)[0].params).get(stage)
-    if not isinstance(section, TrainingParams | EvaluateParams):
+    number: int | None = getattr(section, "num_processes", None)
+    if number is None:
         raise ValueError(f"{stage} has no parameter num_processes: give --num_processes, or start it without the launcher.")
-    return section.num_processes
+    return number
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from darkroom.progress import progress
 from darkroom.tracking.tracker import Tracker
 from darkroom.training.checkpoint import Checkpoints
 from darkroom.training.draws import positions_of_step
-from darkroom.training.optimizer import Ema, adamw, learning_rate
+from darkroom.training.optimizer import Ema, learning_rate, make_optimizer
 from darkroom.training.task import Batch, Task
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,9 @@ def train(
             f"with `python -m darkroom.training.launch stages.{name}`."
         )
     device = accelerator.device
-    net, optimizer = accelerator.prepare(task.net, adamw(task.net, lr=params.lr, weight_decay=params.weight_decay))
+    net, optimizer = accelerator.prepare(
+        task.net, make_optimizer(task.net, kind=params.optimizer, lr=params.lr, weight_decay=params.weight_decay)
+    )
     ema = Ema(task.averaged, params.ema_decay)
     checkpoints = Checkpoints(scratch, net=task.net, ema=ema, optimizer=optimizer)
     state = checkpoints.load_latest()

@@ -1,21 +1,78 @@
-"""How weights change: AdamW, the learning rate as a function of the step, and the exponential moving average (EMA) of the weights."""
+"""How weights change: AdamW or Muon, the learning rate as a function of the step, and the moving average (EMA) of the weights."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from darkroom.choices import OptimizerName
 
-def adamw(net: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019); biases, norms and scalars are not decayed."""
+LEAST_SIDE = 32  # rows and columns of a matrix that Muon takes; smaller ones gain nothing
+MOMENTUM = 0.95
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of Jordan et al. 2024: singular values from 0.01 to 1 go to about 0.7 to 1.2 in 5 steps
+NEWTON_SCHULZ_STEPS = 5
+ADAM_SIZE = 0.2  # root mean square of a step of AdamW, over its learning rate (Liu et al. 2025)
+
+
+class Muon(torch.optim.AdamW):
+    """Muon for the parameters of groups with `muon: True`, AdamW for the others (Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982).
+
+    A gradient with Nesterov momentum is replaced by the nearest matrix with equal singular values, so that a step changes all
+    directions of a matrix alike. Its size is that of a step of AdamW, so that both have one learning rate. The kernel of a convolution
+    is the matrix (out, in x height x width).
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        for group in self.param_groups:
+            for parameter in group["params"] if group["muon"] else ():
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state |= {"momentum": torch.zeros_like(parameter), "step": torch.tensor(0.0)}  # AdamW looks for `step` when it loads
+                momentum = state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
+                direction = orthogonalised(parameter.grad.lerp(momentum, MOMENTUM).flatten(1))
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                size = ADAM_SIZE * math.sqrt(max(direction.shape))
+                parameter.add_(direction.reshape(parameter.shape), alpha=-group["lr"] * size)
+                parameter.grad = None  # AdamW passes over parameters without a gradient
+        return super().step(closure)
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """U V^T of the singular value decomposition U S V^T of (M, N), about: singular values become 0.7 to 1.2.
+
+    By Newton-Schulz iterations, in bf16 on a GPU.
+    """
+    a, b, c = NEWTON_SCHULZ
+    x = matrix.bfloat16() if matrix.is_cuda else matrix
+    is_tall = x.shape[0] > x.shape[1]
+    x = x.T if is_tall else x
+    x = x / (x.norm() + 1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.T if is_tall else x).to(matrix.dtype)
+
+
+def make_optimizer(net: nn.Module, *, kind: OptimizerName, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), or Muon for all matrices but small ones; biases, norms and scalars are not decayed."""
     trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    large = [parameter for parameter in trained if parameter.dim() >= 2 and min(parameter.flatten(1).shape) >= LEAST_SIDE]
+    taken = {id(parameter) for parameter in large if kind == "muon"}
+    others = [parameter for parameter in trained if id(parameter) not in taken]
     groups = [
-        {"params": [parameter for parameter in trained if parameter.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trained if parameter.dim() < 2], "weight_decay": 0.0},
+        {"params": [parameter for parameter in others if parameter.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in others if parameter.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=True)
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=True)
+    groups = [{**group, "muon": False} for group in groups] + [{"params": large, "weight_decay": weight_decay, "muon": True}]
+    return Muon(groups, lr=lr, betas=(0.9, 0.99), fused=True)
 
 
 def learning_rate(step: int, *, lr: float, warmup_steps: int, decay: str, steps: int) -> float:

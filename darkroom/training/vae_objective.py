@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from darkroom.config import TrainVaeParams
-from darkroom.models.autoencoder import AutoencoderKL
+from darkroom.models.autoencoder import Autoencoder
+from darkroom.models.autoencoder_kl import AutoencoderKL
 from darkroom.models.discriminator import PatchDiscriminator
 from darkroom.models.perceptual import PerceptualDistance
 from darkroom.training.losses import adaptive_weight, hinge_loss, kl_divergence, negative_log_likelihood
@@ -40,7 +41,7 @@ class DecoderLikelihood(nn.Module):
 class EvidenceBound(nn.Module):
     """The autoencoder with its likelihood: the part with an EMA of its weights, which is published."""
 
-    def __init__(self, vae: AutoencoderKL, likelihood: DecoderLikelihood) -> None:
+    def __init__(self, vae: Autoencoder, likelihood: DecoderLikelihood) -> None:
         super().__init__()
         self.vae = vae
         self.likelihood = likelihood
@@ -79,7 +80,7 @@ class VaeObjective(nn.Module):
         self.adversarial_weight = adversarial_weight
 
     @classmethod
-    def build(cls, vae: AutoencoderKL, params: TrainVaeParams, *, size: int) -> "VaeObjective":
+    def build(cls, vae: Autoencoder, params: TrainVaeParams, *, size: int) -> "VaeObjective":
         """The objective that `params` describe, for photos of `size` px.
 
         Raises:
@@ -133,6 +134,7 @@ class VaeObjective(nn.Module):
         frozen = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
         adversarial = -functional_call(discriminator, frozen, (reconstruction,)).float().mean()
         real, fake = discriminator(torch.cat([images, reconstruction.detach()])).float().chunk(2)
+        assert isinstance(self.bound.vae, AutoencoderKL), "no other kind is trained"
         last_layer = self.bound.vae.decoder.conv_out.weight
         return {
             "adversarial": adversarial,

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from darkroom.config import TrainVaeParams
 from darkroom.data.shards import ImageShards
-from darkroom.models.autoencoder import AutoencoderKL
+from darkroom.models.autoencoder import Autoencoder
+from darkroom.models.linear_autoencoder import LinearAutoencoder
 from darkroom.pixels import to_float
 from darkroom.training.draws import normal, shuffled, uniform
 from darkroom.training.task import VAL_SAMPLES, Batch, chunks, mirrored
@@ -18,7 +19,7 @@ MEASURED_PHOTOS = 4096  # at most; the error of a standard deviation over so man
 class VaeTask:
     """The negative evidence lower bound in nats per pixel and channel (Kingma & Welling 2014, equation 3), plus optional terms."""
 
-    def __init__(self, vae: AutoencoderKL, train: ImageShards, val: ImageShards, params: TrainVaeParams) -> None:
+    def __init__(self, vae: Autoencoder, train: ImageShards, val: ImageShards, params: TrainVaeParams) -> None:
         self.vae = vae
         self.train = train
         self.val = val
@@ -59,8 +60,13 @@ class VaeTask:
         return totals
 
 
+def fit_linear(vae: LinearAutoencoder, photos: ImageShards) -> float:
+    """Compute the basis of a linear autoencoder from `photos`; returns the standard deviation of a pixel given its latents."""
+    return vae.fit(to_float(photos.images(rows)) for rows in chunks(min(len(photos), MEASURED_PHOTOS)))
+
+
 @torch.no_grad()
-def measure_latents(vae: AutoencoderKL, photos: ImageShards, device: torch.device) -> tuple[float, float]:
+def measure_latents(vae: Autoencoder, photos: ImageShards, device: torch.device) -> tuple[float, float]:
     """Scale and shift of the latents: (z - shift) scale has mean 0 and variance 1 for z drawn from the posteriors of `photos`.
 
     The variance of z is that of the posterior means plus the mean of the posterior variances. Rombach et al. 2022,

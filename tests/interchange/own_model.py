@@ -5,7 +5,7 @@ from typing import Any
 
 from darkroom.diffusion.diffusion_config import DiffusionConfig
 from darkroom.diffusion.schedule import Schedule
-from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import save_model
@@ -24,7 +24,7 @@ def write_model(
     clip = ClipTowers.build(TINY, seed=0)
     shaken(clip, 1)
     clip.save(folder / "clip")
-    config = AutoencoderConfig(block_out_channels=(8, 8), norm_num_groups=4, scaling_factor=0.8, shift_factor=0.3, **vae_changes or {})
+    config = AutoencoderKLConfig(block_out_channels=(8, 8), norm_num_groups=4, scaling_factor=0.8, shift_factor=0.3, **vae_changes or {})
     vae = AutoencoderKL(config)
     vae.initialise(0)
     save_model(shaken(vae, 2), folder / "vae")  # type: ignore[type-var]

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from darkroom.interchange.exchange import export_model, import_model
-from darkroom.models.autoencoder import AutoencoderKL
+from darkroom.models.autoencoder_kl import AutoencoderKL
 from darkroom.models.clip import CONFIG_FILE, ClipTowers
 from darkroom.models.text_conditioning import TextConditioning
 from darkroom.models.weights import load_model

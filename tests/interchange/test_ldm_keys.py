@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from darkroom.interchange.ldm_keys import unet_from_ldm, unet_keys, unet_to_ldm, vae_from_ldm, vae_keys, vae_to_ldm
-from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import ModelConfig, StoredModel, empty
 
@@ -22,9 +22,11 @@ UNETS = {
     ),
 }
 VAES = {
-    "1.5": AutoencoderConfig(block_out_channels=(128, 256, 512, 512), layers_per_block=2),
-    "one level": AutoencoderConfig(block_out_channels=(32,)),
-    "plain": AutoencoderConfig(block_out_channels=(32, 64), use_quant_conv=False, use_post_quant_conv=False, mid_block_add_attention=False),
+    "1.5": AutoencoderKLConfig(block_out_channels=(128, 256, 512, 512), layers_per_block=2),
+    "one level": AutoencoderKLConfig(block_out_channels=(32,)),
+    "plain": AutoencoderKLConfig(
+        block_out_channels=(32, 64), use_quant_conv=False, use_post_quant_conv=False, mid_block_add_attention=False
+    ),
 }
 
 

@@ -10,10 +10,10 @@ from darkroom.diffusion.schedule import Schedule
 from darkroom.interchange.model_card import Card, obstacles
 from darkroom.interchange.scheduler import STABLE_DIFFUSION, read_scheduler
 from darkroom.interchange.text_encoder import model_cfg
-from darkroom.models.autoencoder import AutoencoderConfig
+from darkroom.models.autoencoder_kl import AutoencoderKLConfig
 from darkroom.models.unet import UNetConfig
 
-VAE = AutoencoderConfig(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512)
+VAE = AutoencoderKLConfig(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512)
 UNET1 = UNetConfig(cross_attention_dim=768, sample_size=64)
 UNET2 = UNetConfig(cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True, sample_size=96)
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL, fold_scale
+from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig, fold_scale
 from tests.interchange.pipelines import shaken
 
 
 def make_vae(*, convs: bool, scale: float, shift: float | None) -> AutoencoderKL:
-    config = AutoencoderConfig(
+    config = AutoencoderKLConfig(
         block_out_channels=(4, 8),
         norm_num_groups=2,
         use_quant_conv=convs,

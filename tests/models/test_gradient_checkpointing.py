@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.models.layers import use_gradient_checkpointing
 from darkroom.models.lora import add_lora
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
@@ -73,7 +73,7 @@ def test_the_autoencoders_blocks_can_forget_too() -> None:
     found = []
     for forgetful in (False, True):
         torch.manual_seed(0)
-        vae = AutoencoderKL(AutoencoderConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, sample_size=16))
+        vae = AutoencoderKL(AutoencoderKLConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, sample_size=16))
         if forgetful:
             use_gradient_checkpointing(vae)
         vae.reconstruct(torch.linspace(-1, 1, 768).reshape(1, 3, 16, 16)).square().mean().backward()

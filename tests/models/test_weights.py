@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.models.unet import UNet2DConditionModel
 from darkroom.models.weights import CONFIG_FILE, WEIGHTS_FILE, load_model, save_model
 
@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def small_vae() -> AutoencoderKL:
-    vae = AutoencoderKL(AutoencoderConfig(block_out_channels=(4, 8), norm_num_groups=2))
+    vae = AutoencoderKL(AutoencoderKLConfig(block_out_channels=(4, 8), norm_num_groups=2))
     vae.initialise(0)
     return vae
 

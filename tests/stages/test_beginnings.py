@@ -11,7 +11,7 @@ from torch import Tensor
 
 from darkroom import open_model
 from darkroom.diffusion.diffusion_config import DiffusionConfig
-from darkroom.models.autoencoder import AutoencoderKL
+from darkroom.models.autoencoder_kl import AutoencoderKL
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel
 from darkroom.models.weights import load_model, save_model

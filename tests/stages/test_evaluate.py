@@ -24,7 +24,7 @@ from darkroom.diffusion.diffusion_config import DiffusionConfig
 from darkroom.diffusion.schedule import Schedule
 from darkroom.evaluation.alignment import encode_texts
 from darkroom.evaluation.glossary import GLOSSARY
-from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.models.classifier import Classifier
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
@@ -47,7 +47,7 @@ def make_models(data: Path, *, side: int = 16) -> None:
         (data / name).mkdir()
     ClipTowers.build(CLIP, seed=0).save(data / "clip")
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    vae = AutoencoderKL(AutoencoderConfig(latent_channels=4, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, **blocks))
+    vae = AutoencoderKL(AutoencoderKLConfig(latent_channels=4, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, **blocks))
     vae.initialise(0)
     save_model(vae, data / "vae")
     (data / "vae" / "likelihood.json").write_text('{"likelihood": "gaussian", "scale": 0.1}')

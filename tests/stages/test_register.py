@@ -181,7 +181,7 @@ print(darkroom.__file__)  # the code that travels with the model, not the one of
 def make_real_models(data: Path) -> None:
     from darkroom.diffusion.diffusion_config import DiffusionConfig
     from darkroom.diffusion.schedule import Schedule
-    from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
+    from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
     from darkroom.models.clip import ClipTowers
     from darkroom.models.unet import UNet2DConditionModel, UNetConfig
     from darkroom.models.weights import save_model
@@ -190,7 +190,7 @@ def make_real_models(data: Path) -> None:
     clip = ClipTowers.build({**sizes, "text_width": 64, "text_layers": 1, "context_length": 8}, seed=0)
     levels = {"block_out_channels": [8, 8], "attention": [True, True], "layers_per_block": 1, "channels_per_head": 8, "norm_num_groups": 4}
     unet = UNet2DConditionModel(UNetConfig.from_levels(**levels, latent_channels=4, latent_size=8, context_dim=64))
-    vae = AutoencoderKL(AutoencoderConfig(block_out_channels=(8, 8), norm_num_groups=4, sample_size=16))
+    vae = AutoencoderKL(AutoencoderKLConfig(block_out_channels=(8, 8), norm_num_groups=4, sample_size=16))
     folders = {name: data / name for name in ("clip", "vae", "unet")}
     for folder in folders.values():
         shutil.rmtree(folder)

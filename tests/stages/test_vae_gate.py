@@ -13,7 +13,7 @@ from darkroom.data.shards import ImageShards
 from darkroom.evaluation.distribution import frechet_distance
 from darkroom.evaluation.features import clip_features
 from darkroom.evaluation.reconstruction import check_gate, measure_vae, psnr, ssim
-from darkroom.models.autoencoder import AutoencoderKL
+from darkroom.models.autoencoder_kl import AutoencoderKL
 from darkroom.models.clip import ClipTowers
 from darkroom.models.weights import load_model
 from darkroom.pixels import map_pictures

@@ -11,7 +11,7 @@ from darkroom.config import TrainUnetParams
 from darkroom.data.latents import LatentShards, caption_key, write_captions, write_latents
 from darkroom.diffusion.denoiser import PREDICTIONS, add_noise, target
 from darkroom.diffusion.schedule import Schedule
-from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.params_file import load_params
 from darkroom.provenance import write_index
@@ -54,7 +54,7 @@ def make(latents, tmp_path):
 
 def vae() -> AutoencoderKL:
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    return AutoencoderKL(AutoencoderConfig(latent_channels=4, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
+    return AutoencoderKL(AutoencoderKLConfig(latent_channels=4, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
                                            scaling_factor=1.0, **blocks))  # fmt: skip
 
 

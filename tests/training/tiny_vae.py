@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darkroom.config import TrainVaeParams
-from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.models.discriminator import PatchDiscriminator
 from darkroom.models.perceptual import PerceptualDistance
 from darkroom.param_groups import ClassifierPixels
@@ -64,7 +64,7 @@ def vae_params(**changes: object) -> TrainVaeParams:
 
 
 def new_vae() -> AutoencoderKL:
-    vae = AutoencoderKL(AutoencoderConfig(sample_size=16, **MODEL | {"block_out_channels": (8, 8)}))
+    vae = AutoencoderKL(AutoencoderKLConfig(sample_size=16, **MODEL | {"block_out_channels": (8, 8)}))
     vae.initialise(0)
     return vae
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from darkroom.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.models.weights import load_model, save_model
 
 SMALL = {"block_out_channels": [8, 16, 16], "layers_per_block": 2, "norm_num_groups": 4, "latent_channels": 3}
@@ -18,7 +18,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 
 def ours(seed: int = 0, **changes: object) -> AutoencoderKL:
-    vae = AutoencoderKL(AutoencoderConfig(**(SMALL | changes)))
+    vae = AutoencoderKL(AutoencoderKLConfig(**(SMALL | changes)))
     vae.initialise(seed)
     return vae
 
@@ -75,7 +75,7 @@ def test_the_published_stable_diffusion_configuration_gives_its_84_million_param
         "sample_size": 512,
         "up_block_types": ["UpDecoderBlock2D"] * 4,
     }
-    config = AutoencoderConfig.from_json(published, "here")
+    config = AutoencoderKLConfig.from_json(published, "here")
     with torch.device("meta"):
         vae = AutoencoderKL(config)
     assert sum(parameter.numel() for parameter in vae.parameters()) == 83_653_863
@@ -169,4 +169,4 @@ def test_a_picture_that_the_stride_does_not_divide_is_refused() -> None:
 )
 def test_a_configuration_that_contradicts_itself_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        AutoencoderConfig(**(SMALL | changes))
+        AutoencoderKLConfig(**(SMALL | changes))
