@@ -12,12 +12,8 @@ from typing import Any
 from darkroom.config import IngestParams
 from darkroom.data.doctor import Accepted, Findings, check_usable, examine, facts, remarks, some_photos
 from darkroom.data.doctor_page import shown, write_findings
-from darkroom.data.picture import Picture, read_whole
+from darkroom.data.picture import Find, Picture, read_whole
 from darkroom.data.shards import FULL_MEMBER, FULL_SIDE, IMAGE_MEMBERS, MAX_FULL, Sample, Spool, split_by_hash, write_spooled
-from darkroom.evaluation.features import ArrayImages
-from darkroom.evaluation.recognised import called, known_subject
-from darkroom.models.classifier import Classifier, class_numbers
-from darkroom.models.subject import SubjectFinder
 from darkroom.provenance import canonical_json, hash_json
 from darkroom.stage import Contract, Stage
 
@@ -26,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 def run(stage: Stage[IngestParams]) -> None:
     params, raw, shards = stage.params, stage.inputs["raw"], stage.outs["shards"]
-    member, find = IMAGE_MEMBERS[params.format], subject_finder(raw, params)
+    member = IMAGE_MEMBERS[params.format]
+    classes, find = subject_finder(raw, params) if params.crop == "subject" else ((), None)
     with Spool(shards) as spool:
         findings = examine(raw, params, keep=lambda photo, picture: spool.add(to_sample(photo, picture, member)), find=find)
         for line in facts(findings):
@@ -43,14 +40,17 @@ def run(stage: Stage[IngestParams]) -> None:
     write_findings(stage.outs["doctor"], findings, params, splits=splits, pictures=pictures, wholes=wholes)
     stage.content["shards"] = describe(findings, params, tables)
     if find:
-        stage.content["shards"]["subject"] = {"classes": list(find.classes), **findings.subject_counts()}
+        stage.content["shards"]["subject"] = {"classes": list(classes), **findings.subject_counts()}
     _track(stage, findings, stage.outs["doctor"])
 
 
-def subject_finder(raw: Path, params: IngestParams) -> SubjectFinder | None:
-    """What finds the subject of `ingest.subject`, or of the photos; None with crop: centre, or if the classifier has no words for it."""
-    if params.crop == "centre":
-        return None
+def subject_finder(raw: Path, params: IngestParams) -> tuple[tuple[int, ...], Find | None]:
+    """Classes of the subject, and what finds it; neither if the classifier has no words for it. Torch is imported for it alone."""
+    from darkroom.evaluation.features import ArrayImages
+    from darkroom.evaluation.recognised import called, known_subject
+    from darkroom.models.classifier import Classifier, class_numbers
+    from darkroom.models.subject import SubjectFinder
+
     if not (classes := class_numbers(params.subject, parameter="ingest.subject")):
         classes = known_subject(Classifier.shipped(), ArrayImages(some_photos(raw, params, num=MAX_FULL, side=FULL_SIDE)))
     if not classes:
@@ -58,9 +58,9 @@ def subject_finder(raw: Path, params: IngestParams) -> SubjectFinder | None:
             "crop: subject: the classifier has no words for what the photos show, so they are cropped at the centre. If ImageNet has "
             "classes of your subject, name them in ingest.subject."
         )
-        return None
+        return (), None
     logger.info("crop: subject: %s", called(classes))
-    return SubjectFinder(classes)
+    return classes, SubjectFinder(classes)
 
 
 def to_sample(photo: Accepted, picture: Picture, member: str) -> Sample:

@@ -70,6 +70,7 @@ def rerun_by(tree: Path, old: str, new: str) -> set[str]:
         pytest.param("LEAST_PROBABILITY = 1 / 512", "LEAST_PROBABILITY = 1 / 256", {"train_vae", "evaluate"}, id="constant"),
         pytest.param("WINDOW_SIGMA = 1.5", "WINDOW_SIGMA = 2.5", {"train_vae", "cache_latents", "evaluate"}, id="constant of a metric"),
         pytest.param("digest[:16], 16) < share", "digest[:16], 16) <= share", {"ingest"}, id="split"),
+        pytest.param("TEMPERATURE = 100.0", "TEMPERATURE = 90.0", {"ingest"}, id="crop to the subject"),
         pytest.param('<html lang="en">', "<html>", {"ingest", "evaluate"}, id="template of all pages"),
         pytest.param(".strip.two {", ".a {}\n.strip.two {", {"evaluate"}, id="template of a page"),
         pytest.param("limits=(1, inf), served=True", "limits=(1, inf), served=False", {"evaluate", "register"}, id="drawing option"),

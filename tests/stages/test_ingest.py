@@ -2,6 +2,8 @@ import csv
 import hashlib
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +266,11 @@ def test_photos_in_which_the_named_subject_is_not_found_are_cropped_at_the_centr
     page = (tmp_path / "subject/doctor/report.html").read_text()
     assert page.count("no subject found: cropped at the centre") == 30
     assert "Photos without a found subject, cropped at the centre: 30" in page
+
+
+def test_a_crop_at_the_centre_does_not_wait_for_torch():
+    code = "import stages.ingest, sys; assert 'torch' not in sys.modules and 'scipy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
 def test_an_unknown_subject_ends_the_stage(tmp_path, raw):
