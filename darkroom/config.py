@@ -47,12 +47,6 @@ class IngestParams(Section):
     """Photos and captions to shards of square images, see docs/ingest.md"""
 
     side: int = Field(32, ge=16, le=4096, description="Side of the square images, px")
-    crop: choices.Crop = Field(
-        "centre", description="Square that is cut out of a photo; subject = around what a classifier finds, else centre"
-    )
-    subject: list[int | str] = Field(
-        [], description="With crop: subject, ImageNet's names or numbers of it, e.g. [tabby, 285]; [] = found from the photos"
-    )
     captions: list[choices.CaptionSource] = Field(
         ["text_file", "metadata", "folder"], description="Sources of captions, in order; the first caption found is used, else the template"
     )
@@ -63,6 +57,12 @@ class IngestParams(Section):
     min_side: PositiveInt = Field(16, description="Shortest side of a photo, px; smaller photos are rejected")
     max_megapixels: Positive = Field(100, description="Largest photo, megapixels; larger ones are rejected before they are decoded")
     max_rejected_fraction: Fraction = Field(0.2, description="Largest share of rejected photos; above it the stage fails")
+    crop: choices.Crop = Field(
+        "centre", description="Square that is cut out of a photo; subject = around what a classifier finds, else centre"
+    )
+    subject: list[int | str] = Field(
+        [], description="With crop: subject, ImageNet's names or numbers of it, e.g. [tabby, 285]; [] = found from the photos"
+    )
     background: str = Field("white", description="Colour behind transparent pixels, e.g. white or #808080")
     val_fraction: float = Field(0.1, gt=0, lt=1, description="Share of held-out photos, chosen by content hash")
     samples_per_shard: PositiveInt = Field(1000, description="Largest average number of photos per shard")
