@@ -66,9 +66,9 @@ def test_one_preset_after_another_leaves_nothing_of_the_first(file: Path) -> Non
 def test_every_change_is_one_line(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     params("photos-64-cpu", update=file)
     lines = capsys.readouterr().out.splitlines()
-    assert "train_unet.lr: 1e-3 -> 5e-4" in lines
+    assert "train_vae.steps: 800 -> 0" in lines
     assert "cache_latents.gate.max_frechet: 5.0 -> null" in lines
-    assert "train_unet.model.attention: [true, true] -> [false, true, true]" in lines
+    assert "train_unet.model.block_out_channels: [64, 128] -> [128, 256]" in lines
     assert len(lines) == len([entry for entry in entries(read_preset("photos-64-cpu")) if (entry.name, entry.value) not in BEFORE])
 
 
@@ -154,7 +154,7 @@ def test_a_file_in_another_style_is_updated_in_its_own(file: Path) -> None:
     )
     file.write_text(file.read_text(encoding="utf-8").rstrip("\n"), encoding="utf-8")
     report = update_file(file, "photos-64-cpu")
-    assert "train_unet.model.block_out_channels: [64, 128] -> [96, 192, 192]" in report
+    assert "train_unet.model.block_out_channels: [64, 128] -> [128, 256]" in report
     assert "cache_latents.gate.max_frechet" not in " ".join(report)  # empty is null
     assert "# no tables" in file.read_text(encoding="utf-8")
     assert load_params(file)["ingest"].captions == ["text_file", "folder"]  # type: ignore[attr-defined]
