@@ -107,14 +107,15 @@ class _KernelSums:
         for features, groups in ((a, a_groups), (b, b_groups)):
             check_features(features, np.unique(groups).size, at_least=3)
         _, group = np.unique(np.concatenate([a_groups, b_groups]), return_inverse=True)
-        x = np.concatenate([a, b]).astype(np.float64)
-        x = unit(x) if kernel == "gaussian" else x
+        num = len(a) + len(b)
         signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(group.max() + 1, num_flips))[group]
-        by_side, signed = np.empty((3, len(x), 2)), np.zeros((2, 2, num_flips))
-        sides = (slice(0, len(a)), slice(len(a), len(x)))
+        by_side, signed = np.empty((3, num, 2)), np.zeros((2, 2, num_flips))
+        sides = (slice(0, len(a)), slice(len(a), num))
         for s, t in product((0, 1), repeat=2):
-            for rows in row_blocks(sides[s], len(x)):
-                values, same = _kernel(x[rows], x[sides[t]], kernel), group[rows, None] == group[sides[t]]
+            first, of_side = sides[s].start, _exact((a, b)[t], kernel)  # one side at a time: float64 takes twice the memory
+            for rows in row_blocks(sides[s], num):
+                images = _exact((a, b)[s][rows.start - first : rows.stop - first], kernel)
+                values, same = _kernel(images, of_side, kernel), group[rows, None] == group[sides[t]]
                 by_side[:, rows, t] = values.sum(axis=1), np.where(same, values, 0).sum(axis=1), same.sum(axis=1)
                 signed[s, t] += (signs[rows] * (values @ signs[sides[t]])).sum(axis=0)
         return cls((len(a), len(b)), group, by_side[0], by_side[1], by_side[2], signs, signed)
@@ -162,6 +163,11 @@ class _KernelSums:
 def _mmd(means: Array) -> Array:
     """From the mean kernel of all pairs of two sides (2, 2, ...): within the sides minus between them."""
     return means[0, 0] + means[1, 1] - 2 * means[0, 1]
+
+
+def _exact(features: Features, kernel: Kernel) -> Array:
+    """As the kernel takes them: float64, and unit vectors for the Gaussian one."""
+    return unit(features.astype(np.float64)) if kernel == "gaussian" else features.astype(np.float64)
 
 
 def _kernel(x: Array, y: Array, kernel: Kernel) -> Array:
