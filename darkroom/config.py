@@ -51,7 +51,9 @@ class IngestParams(Section):
         ["text_file", "metadata", "folder"], description="Sources of captions, in order; the first caption found is used, else the template"
     )
     caption_template: str = Field(
-        "a picture of a cat", min_length=1, description="Caption of a photo without one; may use {folder} and {stem} (the file's name)"
+        "a picture of a cat",
+        min_length=1,
+        description="Caption of a photo without one; may use {folder}, {stem} (the file's name), {subject:cat} (what crop: subject finds)",
     )
     max_caption_characters: PositiveInt = Field(1000, description="Longest caption, characters; a photo with a longer one is rejected")
     min_side: PositiveInt = Field(16, description="Shortest side of a photo, px; smaller photos are rejected")
@@ -72,6 +74,8 @@ class IngestParams(Section):
 
     @model_validator(mode="after")
     def _subject_is_cropped_to(self) -> "IngestParams":
+        if "{subject" in self.caption_template and self.crop == "centre":
+            raise ValueError("caption_template names {subject}, which only crop: subject finds; set crop: subject, or another template")
         if self.subject and self.crop == "centre":
             raise ValueError("subject means nothing with crop: centre; set crop: subject, or leave subject: []")
         return self

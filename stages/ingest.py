@@ -73,7 +73,7 @@ def to_sample(photo: Accepted, picture: Picture, member: str) -> Sample:
         "height": photo.height,
     }
     if picture.crop:
-        fields |= {"crop": picture.crop, "certainty": picture.certainty}
+        fields |= {"crop": picture.crop, "certainty": picture.certainty, "subject": picture.subject}
     sample: dict[str, str | bytes] = {"__key__": photo.sha256, member: picture.encoded, "json": canonical_json(fields).encode()}
     if picture.full:
         sample[FULL_MEMBER] = picture.full

@@ -235,6 +235,13 @@ def test_a_clip_that_is_not_from_scratch_needs_a_source(tmp_path: Path, content:
     assert f"mode: {mode} needs `pretrained:`" in refused(tmp_path, content)
 
 
+def test_a_caption_of_the_subject_without_a_crop_to_it_says_what_to_do(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["ingest"]["caption_template"] = "a {subject:cat}"
+    assert "`ingest`: caption_template names {subject}, which only crop: subject finds; set crop: subject" in refused(tmp_path, content)
+    content["ingest"]["crop"] = "subject"
+    assert load_params(write(tmp_path, content))
+
+
 def test_a_subject_without_a_crop_to_it_says_what_to_do(tmp_path: Path, content: dict[str, Any]) -> None:
     content["ingest"]["subject"] = ["tabby", 285]
     assert "`ingest`: subject means nothing with crop: centre; set crop: subject, or leave subject: []" in refused(tmp_path, content)

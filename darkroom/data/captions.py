@@ -36,7 +36,8 @@ class CaptionFinder:
         root: the folder that paths are relative to.
         files: all files in it, relative, sorted.
         sources: some of "text_file", "metadata", "folder".
-        template: caption of a photo without one; `{folder}` and `{stem}` are filled in, with spaces for underscores.
+        template: caption of a photo without one; `{folder}` and `{stem}` are filled in, with spaces for underscores, and `{subject:WORD}`
+            with the word for what was found in the photo, or else WORD.
 
     Raises:
         ValueError: a metadata file with a malformed line, or a template with another field.
@@ -53,8 +54,8 @@ class CaptionFinder:
             self._rows |= read_metadata(root, table)
         self._unused = set(self._rows)
 
-    def find(self, relative: PurePosixPath) -> Caption:
-        """The caption of the photo at this path.
+    def find(self, relative: PurePosixPath, subject: str = "") -> Caption:
+        """The caption of the photo at this path; `subject` is a word for what was found in it, if anything was.
 
         Raises:
             ValueError: the photo's text file is not UTF-8.
@@ -74,7 +75,7 @@ class CaptionFinder:
                     raise AssertionError(f"unknown caption source {source}")
             if text:
                 return Caption(text, source, attributes)
-        text = self._template.format(folder=_words(relative.parent.name), stem=_words(relative.stem))
+        text = self._template.format(folder=_words(relative.parent.name), stem=_words(relative.stem), subject=_Subject(subject))
         return Caption(_one_line(text), TEMPLATE, attributes)
 
     @property
@@ -154,13 +155,22 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON value")
 
 
+class _Subject(str):
+    """The word for a subject; in a template `{subject:cat}` is "cat" if there is none."""
+
+    def __format__(self, spec: str) -> str:
+        if not spec:
+            raise ValueError("{subject} needs a word for photos in which none is found, e.g. {subject:cat}")
+        return str(self) or spec
+
+
 def _check_template(template: str) -> None:
     try:
-        template.format(folder="", stem="")
+        template.format(folder="", stem="", subject=_Subject(""))
     except (LookupError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"ingest.caption_template {template!r} is invalid ({error}). Only {{folder}} and {{stem}} may stand in braces; "
-            "write a brace itself twice, {{ or }}."
+            f"ingest.caption_template {template!r} is invalid ({error}). Only {{folder}}, {{stem}} and {{subject:WORD}} may stand in "
+            "braces; write a brace itself twice, {{ or }}."
         ) from error
 
 

@@ -115,7 +115,8 @@ def examine(
     full = [(0.0, min(val, share)), (val, val + share)] if keep else []
     with closing(in_order(partial(develop, style=style, full=full, find=find), paths, num_workers=params.num_workers)) as pictures:
         for photo, picture in progress(zip(photos, pictures, strict=True), desc="ingest", total=len(photos), unit="photo"):
-            caption = _caption(photo, captions, params.max_caption_characters)
+            subject = picture.subject if isinstance(picture, Picture) else ""
+            caption = _caption(photo, captions, params.max_caption_characters, subject)
             _enter(findings, seen, photo, caption, picture, keep)
     findings.rows_without_photo = captions.rows_without_photo
     return findings
@@ -182,13 +183,13 @@ def _ignored(others: list[PurePosixPath], photos: list[PurePosixPath], sources: 
             yield file
 
 
-def _caption(photo: PurePosixPath, captions: CaptionFinder, max_characters: int) -> Caption | Rejection:
+def _caption(photo: PurePosixPath, captions: CaptionFinder, max_characters: int, subject: str) -> Caption | Rejection:
     try:
         str(photo).encode()
     except UnicodeEncodeError:
         return Rejection("file_name", "the file's name is not UTF-8; rename it")
     try:
-        caption = captions.find(photo)
+        caption = captions.find(photo, subject)
     except ValueError:  # its text is for people, and this one is part of an output
         return Rejection("caption_unreadable", f"{photo.with_suffix('.txt')} is not UTF-8 text")
     if len(caption.text) > max_characters:

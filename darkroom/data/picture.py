@@ -35,8 +35,9 @@ Result = TypeVar("Result")
 
 Crop = tuple[int, int, int, int]  # left, top, right, bottom of a square, px of the upright photo at its own size
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
-Find = Callable[[np.ndarray], tuple[Box, float] | None]
-"""uint8 (H, W, 3) -> where the subject of a picture is, as shares of its sides, and how certain that is, 0 to 1; None = not in it."""
+Seen = tuple[Box, float, str]  # where the subject of a picture is, as shares of its sides; how certain that is, 0 to 1; a word for it
+Find = Callable[[np.ndarray], Seen | None]
+"""uint8 (H, W, 3) -> the subject of a picture; None = it is not there."""
 LOOK_SIDE = 227  # px, the shorter side of what `Find` sees: that of SqueezeNet
 LOOK_LENGTH = 2 * LOOK_SIDE  # px, the longest longer side; longer photos are shown smaller
 LOOK_LEAST = 64  # px, the least shorter side: nothing is looked for in a strip, more than 7 times as long as it is wide
@@ -71,6 +72,7 @@ class Picture:
     full: bytes | None = None  # JPEG of the same square at full size, if one was asked for and that is larger
     crop: Crop | None = None  # the square around the subject; None = that in the middle
     certainty: float | None = None  # that the subject is there, 0 to 1
+    subject: str = ""  # a word for it
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def develop(path: Path, style: PictureStyle, full: Sequence[tuple[float, float]]
     fraction of the largest hash, lies in a range of `full` (from, below) also get a picture at full size.
     """
     limit = f"ingest.max_megapixels ({style.max_megapixels:g})"
-    found: tuple[Box, float] | None = None
+    found: Seen | None = None
     if find:
         look = _guarded(path, lambda: _read_whole(path, style.background, style.min_side), style.max_megapixels, limit)
         if isinstance(look, Rejection):
@@ -189,7 +191,7 @@ def _describe(error: Exception, path: Path) -> str:
     return f"{type(error).__name__}: {text}"[:300]
 
 
-def _develop(path: Path, style: PictureStyle, full: Sequence[tuple[float, float]], found: tuple[Box, float] | None) -> Picture:
+def _develop(path: Path, style: PictureStyle, full: Sequence[tuple[float, float]], found: Seen | None) -> Picture:
     notes: list[str] = []
     digest = hash_file(path)
     with decoded(path, _needed(DRAFT_GAP * style.side, found[0] if found else WHOLE), notes, style.min_side) as photo:
@@ -208,6 +210,7 @@ def _develop(path: Path, style: PictureStyle, full: Sequence[tuple[float, float]
         full=encoded_full,
         crop=crop,
         certainty=found[1] if found else None,
+        subject=found[2] if found else "",
     )
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects, label
 from torch import nn
 
-from darkroom.models.classifier import SHIPPED_PIXELS, classifier_pixels, load_shipped
+from darkroom.models.classifier import SHIPPED_PIXELS, class_names, classifier_pixels, load_shipped
 
 Scores = NDArray[np.float32]  # (classes, h, w)
 
@@ -31,6 +31,7 @@ TIMES_CHANCE = 2.0  # the subject is there if its classes get this many times th
 class Found(NamedTuple):
     box: tuple[float, float, float, float]  # left, top, right, bottom of a square in the picture, as shares of its sides
     certainty: float  # share of the subject's classes in the square, 0 to 1, to 0.01
+    word: str  # ImageNet's name of the subject's class that the square scores highest
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,10 @@ def locate(scores: Scores, classes: Sequence[int], size: tuple[int, int]) -> Fou
     left, top, right, bottom = box
     height, width = shares.shape
     inside = scores[:, int(top * height) : int(np.ceil(bottom * height)), int(left * width) : int(np.ceil(right * width))]
-    certainty = float(_share(np.maximum(inside, 0).mean(axis=(1, 2)), classes))
-    return Found(box, round(certainty, 2)) if certainty >= TIMES_CHANCE * len(classes) / len(scores) else None
+    square = np.maximum(inside, 0).mean(axis=(1, 2))
+    certainty = float(_share(square, classes))
+    best = max(classes, key=lambda number: square[number])
+    return Found(box, round(certainty, 2), class_names()[best]) if certainty >= TIMES_CHANCE * len(classes) / len(scores) else None
 
 
 def _share(scores: Scores, classes: Sequence[int]) -> NDArray[np.float32]:

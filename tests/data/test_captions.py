@@ -73,10 +73,17 @@ def test_the_template_knows_folder_and_stem(tmp_path):
     assert find(tmp_path, {}, "tom.jpg", (), template).text == "tom, a photo of"
 
 
-@pytest.mark.parametrize("template", ["{breed}", "{0}", "{", "{stem.name}", "{stem:q}"])
+def test_the_template_knows_what_was_found_or_a_word_for_it(tmp_path):
+    captions = finder(tmp_path, {}, template="a photo of a {subject:cat}, {subject:animal}")
+    assert captions.find(PurePosixPath("tom.jpg"), "tabby").text == "a photo of a tabby, tabby"
+    assert captions.find(PurePosixPath("tom.jpg")).text == "a photo of a cat, animal"
+
+
+@pytest.mark.parametrize("template", ["{breed}", "{0}", "{", "{stem.name}", "{stem:q}", "{subject}"])
 def test_a_template_with_anything_else_is_refused(tmp_path, template):
     with pytest.raises(
-        ValueError, match=r"ingest\.caption_template .* is invalid .*Only \{folder\} and \{stem\} may stand in braces; .*\{\{ or"
+        ValueError,
+        match=r"ingest\.caption_template .* is invalid .*Only \{folder\}, \{stem\} and \{subject:WORD\} may stand in braces; .*\{\{ or",
     ):
         finder(tmp_path, {}, template=template)
 

@@ -299,16 +299,18 @@ def test_the_summary_says_when_no_photo_has_a_caption(tmp_path):
 # ---- subject
 
 
-def left_half(image: np.ndarray) -> tuple[tuple[float, float, float, float], float] | None:
+def left_half(image: np.ndarray) -> tuple[tuple[float, float, float, float], float, str] | None:
     """In the place of a classifier: finds something in the left half of dark pictures."""
-    return ((0.0, 0.0, 0.5, 0.5), 0.6) if image.mean() < 128 else None
+    return ((0.0, 0.0, 0.5, 0.5), 0.6, "tabby") if image.mean() < 128 else None
 
 
 def test_photos_are_cropped_to_what_is_found_and_counted(tmp_path):
     for name, grey in (("dark", 20), ("bright", 220)):
         Image.new("RGB", (80, 60), (grey, grey, grey)).save(tmp_path / f"{name}.png")
     for num_workers in (1, 2):
-        findings = examine(tmp_path, changed(num_workers=num_workers), find=left_half)
+        params = changed(num_workers=num_workers, crop="subject", caption_template="a {subject:cat}")
+        findings = examine(tmp_path, params, find=left_half)
+        assert {photo.source: photo.caption.text for photo in findings.accepted} == {"bright.png": "a cat", "dark.png": "a tabby"}
         assert {photo.source: (photo.crop, photo.certainty) for photo in findings.accepted} == {
             "bright.png": (None, None),
             "dark.png": ((0, 0, 40, 40), 0.6),

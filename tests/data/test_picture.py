@@ -587,7 +587,7 @@ def test_the_hash_decides_which_photos_get_a_picture_at_full_size(tmp_path):
 
 def found_at(box: tuple[float, float, float, float], certainty: float = 0.9):
     """In the place of a classifier: finds something at `box`, shares of the sides, in every photo."""
-    return lambda image: (box, certainty)
+    return lambda image: (box, certainty, "tabby")
 
 
 def cropped(path: Path, box: tuple[float, float, float, float], **changes) -> Picture:
@@ -596,13 +596,14 @@ def cropped(path: Path, box: tuple[float, float, float, float], **changes) -> Pi
     return picture
 
 
-def find_red(image: np.ndarray) -> tuple[tuple[float, float, float, float], float] | None:
+def find_red(image: np.ndarray) -> tuple[tuple[float, float, float, float], float, str] | None:
     """The box around what is red."""
     red = (image[..., 0].astype(int) - image[..., 1] > 128).nonzero()
     if not len(red[0]):
         return None
     height, width = image.shape[:2]
-    return (red[1].min() / width, red[0].min() / height, (red[1].max() + 1) / width, (red[0].max() + 1) / height), 1.0
+    box = (red[1].min() / width, red[0].min() / height, (red[1].max() + 1) / width, (red[0].max() + 1) / height)
+    return box, 1.0, "red"
 
 
 def with_square(width: int, height: int, left: int, top: int, side: int) -> Image.Image:
@@ -637,6 +638,7 @@ def test_the_crop_is_the_same_as_a_crop_of_the_whole_photo_by_lanczos(tmp_path, 
         expected = np.asarray(image.resize((64, 64), Image.Resampling.LANCZOS, box=picture.crop)).astype(int)
     assert np.abs(pixels_of(picture) - expected).max() <= 1
     assert picture.certainty == 0.9
+    assert picture.subject == "tabby"
 
 
 def test_a_box_at_the_border_is_moved_into_the_photo(tmp_path):

@@ -45,6 +45,7 @@ def test_the_box_lies_around_the_places_that_show_the_subject_and_is_a_square():
     side = 80 * ENLARGED
     np.testing.assert_allclose(np.array(result.box) * 200, [130 - side / 2, 80 - side / 2, 130 + side / 2, 80 + side / 2], rtol=1e-6)
     assert result.certainty == 1.0
+    assert result.word == "Persian cat"
 
 
 def test_it_is_a_square_of_the_picture_whatever_the_shape_of_that():

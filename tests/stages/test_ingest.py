@@ -13,6 +13,7 @@ from PIL import Image
 from darkroom.config import IngestParams
 from darkroom.data.shards import ImageShards, ShardReader
 from darkroom.demo.toy_cats import draw_toy_cats
+from darkroom.models.classifier import class_numbers
 from darkroom.provenance import hash_json, read_index, write_index
 from darkroom.stage import Stage
 from darkroom.tracking.tracker import JsonlTracker
@@ -207,7 +208,10 @@ CATS = [281, 282, 283, 284, 285]
 
 def test_real_photos_are_cropped_to_their_subject_with_any_number_of_workers(tmp_path, shared):
     raw = cats(tmp_path / "raw", shared, 42)
-    contents = [ingest(raw, tmp_path / str(num), changed(**SUBJECT, subject=CATS, num_workers=num)) for num in (1, 2)]
+    template = "a photo of a {subject:cat}"
+    contents = [
+        ingest(raw, tmp_path / str(num), changed(**SUBJECT, subject=CATS, num_workers=num, caption_template=template)) for num in (1, 2)
+    ]
     assert contents[0] == contents[1]
     for name in ("shards", "doctor"):
         one, two = (bytes_of(tmp_path / str(num) / name) for num in (1, 2))
@@ -228,6 +232,8 @@ def test_real_photos_are_cropped_to_their_subject_with_any_number_of_workers(tmp
             assert right - left == bottom - top >= min(fields["width"], fields["height"]) // 3
             assert np.abs(photos.images([i])[0] - expected).mean() < 2
             assert 0 < fields["certainty"] <= 1
+            assert class_numbers([fields["subject"]], parameter="")[0] in CATS
+        assert fields["caption"] == f"a photo of a {fields.get('subject', 'cat')}"
     cropped = [json.loads(line) for line in (tmp_path / "1/doctor/accepted.jsonl").read_text().splitlines()]
     assert sum("crop" in line for line in cropped) == contents[0]["subject"]["num_found"]
 
