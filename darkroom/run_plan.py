@@ -27,6 +27,7 @@ from darkroom.data.picture import PictureStyle, develop, image_suffixes
 from darkroom.data.workers import num_cores
 from darkroom.device import best_device, use_bf16
 from darkroom.outline import Part, networks, not_here
+from darkroom.training.optimizer import newton_schulz_flop
 
 PROBE_FLOP = {"cpu": 1e10}  # that a measurement of the speed may take
 PROBE_FLOP_OF_OTHERS = 1e12
@@ -148,6 +149,7 @@ def training_cost(part: Part, params: TrainingParams, machine: Machine, *, valid
     again = 1 if getattr(params, "gradient_checkpointing", False) else 0
     steps = params.steps if part.trained else 0
     flop = part.flop * ((3 + again) * steps * params.batch_size + validated * (steps // params.val_every + 1)) + extra
+    flop += steps * newton_schulz_flop(part.net) if params.optimizer == "muon" else 0.0
     devices = params.num_processes if machine.device.type != "cpu" else 1  # processes on a CPU share its cores
     kept = part.kept * params.micro_batch * (0.5 if use_bf16(params.precision, machine.device) else 1) if steps else 0.0
     weights = 4 * part.num_weights + part.num_trained * (16 if params.ema_decay else 12)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from darkroom.cli import main
 from darkroom.demo.toy_cats import draw_toy_cats
@@ -18,6 +19,7 @@ from darkroom.models.weights import save_model
 from darkroom.outline import Part, networks, not_here
 from darkroom.params_file import checked, defaults, merged
 from darkroom.run_plan import SHARE, Machine, as_time, costs, find_photos, latents_bytes, measure_photo, measure_speed, passes, plan_lines
+from darkroom.training.optimizer import LEAST_SIDE, orthogonalised
 from tests.tiny_run import CHANGES, write_params
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +82,17 @@ def test_a_larger_batch_and_more_steps_take_more_and_weights_are_counted_with_th
     assert cost("train_vae", sections(train_vae={"precision": "bf16"}), machine()).memory == part.num_weights * 16 + part.kept * 4
     assert before.seconds == before.flop / 1e9
     assert cost("train_vae", given, machine(start=7.0)).seconds == before.seconds + 7
+
+
+def test_muon_takes_the_arithmetic_of_its_matrix_products() -> None:
+    given, plain = sections(train_unet={"optimizer": "muon"}), cost("train_unet", sections(), machine())
+    net = networks(given)["train_unet"].net
+    with FlopCounterMode(display=False) as counter:
+        for parameter in net.parameters():
+            if parameter.dim() >= 2 and min(parameter.flatten(1).shape) >= LEAST_SIDE:
+                orthogonalised(parameter.detach().flatten(1))
+    assert counter.get_total_flops() > 0
+    assert cost("train_unet", given, machine()).flop == plain.flop + 4 * counter.get_total_flops()  # four steps
 
 
 def test_gradient_checkpointing_takes_a_third_more_arithmetic_and_less_memory() -> None:

@@ -59,11 +59,23 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     return (x.T if is_tall else x).to(matrix.dtype)
 
 
+def newton_schulz_flop(net: nn.Module) -> float:
+    """Arithmetic of `orthogonalised` for all matrices that Muon takes of `net`, in a step."""
+    shapes = [tuple(parameter.flatten(1).shape) for parameter in _matrices(net)]
+    return float(sum(NEWTON_SCHULZ_STEPS * (4 * min(shape) ** 2 * max(shape) + 2 * min(shape) ** 3) for shape in shapes))
+
+
+def _matrices(net: nn.Module) -> list[nn.Parameter]:
+    """The trained parameters of `net` that Muon takes."""
+    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    return [parameter for parameter in trained if parameter.dim() >= 2 and min(parameter.flatten(1).shape) >= LEAST_SIDE]
+
+
 def make_optimizer(net: nn.Module, *, kind: OptimizerName, lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019), or Muon for all matrices but small ones; biases, norms and scalars are not decayed."""
     trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    large = [parameter for parameter in trained if parameter.dim() >= 2 and min(parameter.flatten(1).shape) >= LEAST_SIDE]
-    taken = {id(parameter) for parameter in large if kind == "muon"}
+    large = _matrices(net) if kind == "muon" else []
+    taken = {id(parameter) for parameter in large}
     others = [parameter for parameter in trained if id(parameter) not in taken]
     groups = [
         {"params": [parameter for parameter in others if parameter.dim() >= 2], "weight_decay": weight_decay},
