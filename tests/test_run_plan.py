@@ -17,7 +17,7 @@ from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import save_model
 from darkroom.outline import Part, networks, not_here
-from darkroom.params_file import checked, defaults, merged
+from darkroom.params_file import checked, defaults, merged, read_preset
 from darkroom.run_plan import SHARE, Machine, as_time, costs, find_photos, latents_bytes, measure_photo, measure_speed, passes, plan_lines
 from darkroom.training.optimizer import LEAST_SIDE, orthogonalised
 from tests.tiny_run import CHANGES, write_params
@@ -82,6 +82,14 @@ def test_a_larger_batch_and_more_steps_take_more_and_weights_are_counted_with_th
     assert cost("train_vae", sections(train_vae={"precision": "bf16"}), machine()).memory == part.num_weights * 16 + part.kept * 4
     assert before.seconds == before.flop / 1e9
     assert cost("train_vae", given, machine(start=7.0)).seconds == before.seconds + 7
+
+
+def test_the_preset_for_a_gpu_fits_24_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("darkroom.run_plan.use_bf16", lambda precision, device: True)
+    given = dict(checked(merged(defaults(), read_preset(str(ROOT / "presets" / "photos-256-gpu.yaml"))), Path("x")))
+    found = {item.stage: item.memory for item in costs(given, networks(given), machine(base=2e9), num_photos=5000, photo_seconds=0.01)}
+    assert 10e9 < found["train_vae"] < 22e9
+    assert 10e9 < found["train_unet"] < 22e9
 
 
 def test_muon_takes_the_arithmetic_of_its_matrix_products() -> None:
