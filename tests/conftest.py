@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-_ALONE = "PYTEST_XDIST_WORKER" not in os.environ
-os.environ.setdefault("OMP_NUM_THREADS", "2" if _ALONE else "1")  # before torch is imported
 os.environ |= {
+    "OMP_NUM_THREADS": "1",  # before torch is imported: the processes of pytest-xdist share the cores, and threads of one wait for the others
     "DO_NOT_TRACK": "true",
     "DVC_NO_ANALYTICS": "1",
     "HF_HUB_OFFLINE": "1",
