@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 os.environ |= {
-    "OMP_NUM_THREADS": "1",  # before torch is imported: the processes of pytest-xdist share the cores, and threads of one wait for the others
+    "OMP_NUM_THREADS": "1",  # before torch is imported: processes of pytest-xdist share the cores, and threads would wait for each other
     "DO_NOT_TRACK": "true",
     "DVC_NO_ANALYTICS": "1",
     "HF_HUB_OFFLINE": "1",

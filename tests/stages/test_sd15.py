@@ -58,7 +58,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A project in which everything stands but the U-Net, after `darkroom import` of Stable Diffusion in miniature."""
     root = tmp_path_factory.mktemp("sd15")
     make_pipeline("sd1").save_pretrained(root / "source")
-    draw_toy_cats(root / "data" / "raw", num_cats=16, size=64, seed=0)
+    draw_toy_cats(root / "data" / "raw", num_cats=32, size=64, seed=0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DARKROOM_TRACKING", "off")
         patch.chdir(root)
