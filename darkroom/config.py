@@ -74,7 +74,8 @@ class IngestParams(Section):
 
     @model_validator(mode="after")
     def _subject_is_cropped_to(self) -> "IngestParams":
-        if "{subject" in self.caption_template and self.crop == "centre":
+        names_subject = "{subject" in self.caption_template.replace("{{", "")  # two braces are a brace itself
+        if names_subject and self.crop == "centre":
             raise ValueError("caption_template names {subject}, which only crop: subject finds; set crop: subject, or another template")
         if self.subject and self.crop == "centre":
             raise ValueError("subject means nothing with crop: centre; set crop: subject, or leave subject: []")
