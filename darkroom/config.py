@@ -13,6 +13,7 @@ from darkroom.param_groups import (
     AdversarialParams,
     ClipModel,
     Count,
+    DenoisedPerceptualParams,
     FeatureParams,
     Fraction,
     LinearModel,
@@ -213,6 +214,9 @@ class TrainUnetParams(TrainingParams):
     loss_weighting: choices.LossWeighting = Field("min_snr", description="Weight of each timestep in the loss")
     min_snr_gamma: Positive = Field(5.0, description="For min_snr and soft_min_snr: weights fall above this signal-to-noise ratio")
     p2_gamma: NotNegative = Field(1.0, description="For p2: the larger, the less nearly clean timesteps count")
+    perceptual: DenoisedPerceptualParams = group(
+        DenoisedPerceptualParams, "Loss on the features of a classifier, of decoded denoised latents"
+    )
     timesteps: choices.TimestepDraw = Field("uniform", description="How training draws timesteps; quasi_random = more evenly per batch")
     lognormal_mean: float = Field(0.0, description="For lognormal: mean of log sigma")
     lognormal_std: Positive = Field(1.0, description="For lognormal: standard deviation of log sigma")

@@ -33,6 +33,7 @@ from darkroom.training.optimizer import newton_schulz_flop
 PROBE_FLOP = {"cpu": 1e10}  # that a measurement of the speed may take
 PROBE_FLOP_OF_OTHERS = 1e12
 CLASSIFIER_FLOP = {SHIPPED_SIDE: 1.67e9, SHIPPED_SMALL_SIDE: 0.81e9}  # of SqueezeNet 1.0, by the side to which it gets a picture
+COMPARISON_FLOP = 8e4  # of a perceptual loss by SqueezeNet, per px: both images, and the gradient of one
 LOOK_AREA = 1.4  # of a whole photo in which ingest looks for the subject, in squares of that side
 LOOKS_FOR_WORDS = 224  # at photos and spoilt photos, before it knows the classes of the subject
 LOOKS = 6  # of evaluation at a held-out photo: itself, its reconstruction and four spoilt copies
@@ -127,7 +128,13 @@ def costs(sections: Mapping[str, Any], parts: Mapping[str, Part], machine: Machi
     searched = (num_photos + LOOKS_FOR_WORDS) * CLASSIFIER_FLOP[SHIPPED_SIDE] * LOOK_AREA if ingest.crop == "subject" else 0.0
     seconds = machine.start + num_photos * photo_seconds / workers + searched / machine.speed["train_vae"]
     found = [Cost("ingest", seconds, flop=searched)]
-    for stage, extra in (("train_clip", 0.0), ("train_vae", 0.0), ("train_unet", drawn)):
+    compared = COMPARISON_FLOP * ingest.side**2
+    of_vae, of_unet = (params.steps * params.batch_size * bool(params.perceptual.weight) for params in (sections["train_vae"], unet))
+    for stage, extra in (
+        ("train_clip", 0.0),
+        ("train_vae", of_vae * compared),
+        ("train_unet", drawn + of_unet * (compared + 3 * vae.flop / 2)),
+    ):
         if stage in parts:
             found.append(training_cost(parts[stage], sections[stage], machine, validated=min(held_out, VALIDATED), extra=extra))
     found.append(_cost("cache_latents", cached, machine, "train_vae"))
@@ -147,7 +154,7 @@ def _cost(stage: str, flop: float, machine: Machine, like: str) -> Cost:
 
 
 def training_cost(part: Part, params: TrainingParams, machine: Machine, *, validated: int, extra: float) -> Cost:
-    """Of a training stage; `extra` is its FLOP for previews."""
+    """Of a training stage; `extra` is its FLOP for previews and perceptual losses."""
     again = 1 if getattr(params, "gradient_checkpointing", False) else 0
     steps = params.steps if part.trained else 0
     flop = part.flop * ((3 + again) * steps * params.batch_size + validated * (steps // params.val_every + 1)) + extra

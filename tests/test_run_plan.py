@@ -16,9 +16,11 @@ from darkroom.demo.toy_cats import draw_toy_cats
 from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.models.classifier import CHUNK, Classifier
 from darkroom.models.clip import ClipTowers
+from darkroom.models.perceptual import PerceptualDistance
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import save_model
 from darkroom.outline import Part, networks, not_here
+from darkroom.param_groups import PerceptualParams
 from darkroom.params_file import checked, defaults, merged, read_preset
 from darkroom.run_plan import (
     LOOKS,
@@ -115,6 +117,20 @@ def test_muon_takes_the_arithmetic_of_its_matrix_products() -> None:
                 orthogonalised(parameter.detach().flatten(1))
     assert counter.get_total_flops() > 0
     assert cost("train_unet", given, machine()).flop == plain.flop + 4 * counter.get_total_flops()  # four steps
+
+
+@pytest.mark.parametrize("side", [64, 128])
+def test_the_perceptual_loss_takes_the_arithmetic_of_its_classifier(side: int) -> None:
+    distance = PerceptualDistance.build(PerceptualParams(weight=0.1), size=side)
+    images = torch.rand(1, 3, side, side, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        distance(images.detach(), images).sum().backward()
+    plain, with_it = ({"ingest": {"side": side}, "train_unet": {"perceptual": {"weight": weight}}} for weight in (0.0, 0.1))
+    extra = cost("train_unet", sections(**with_it), machine()).flop - cost("train_unet", sections(**plain), machine()).flop
+    given = sections(**with_it)
+    decoded = 3 * networks(given)["train_vae"].flop / 2
+    images_seen = given["train_unet"].steps * given["train_unet"].batch_size
+    assert extra / images_seen - decoded == pytest.approx(counter.get_total_flops(), rel=0.12)
 
 
 def test_gradient_checkpointing_takes_a_third_more_arithmetic_and_less_memory() -> None:
