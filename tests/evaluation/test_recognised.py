@@ -198,6 +198,13 @@ def test_photos_in_which_the_classifier_sees_no_more_than_in_their_mean_colour_a
     )
 
 
+def test_a_handful_of_held_out_photos_is_enough():
+    few = Photos(pictures([CAT, CAT, CAT, DOG]))
+    found = funnel(train=Photos(pictures(CATS[:46])), held_out=few, decoded=[CAT] * 4, samples=[CAT, DOG] * 20)
+    assert found.metrics["recognised"] == 0.5
+    assert found.metrics["recognised_photos"] == 0.75
+
+
 def test_a_subject_without_a_class_of_its_own_is_named_with_a_remark():
     spread = [number for number in range(20, 30) for _ in range(10)]
     found = funnel(train=Photos(pictures(spread)), held_out=Photos(pictures(spread)), decoded=spread, samples=spread)
