@@ -158,7 +158,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def without_subject(template: str) -> str:
     """The template with `{subject:cat}` as "cat", for photos in which no subject is looked for."""
-    return re.sub(r"\{subject:([^{}]+)\}", r"\1", template)
+    return re.sub(r"\{\{|\{subject:([^{}]+)\}", lambda found: found[1] or found[0], template)  # two braces are a brace itself
 
 
 class _Subject(str):
