@@ -157,6 +157,20 @@ def check_lineage(indexes: dict[str, dict[str, Any]]) -> None:
                 )
 
 
+def photos_prepared_by(folder: Path) -> dict[str, Any]:
+    """The parameters (section -> keys) by which photos get crops, captions and latents like those that a U-Net has learned.
+
+    Args:
+        folder: of the U-Net.
+
+    Returns:
+        {} if nobody knows: the U-Net was imported, or trained by an older version.
+    """
+    file = folder / INDEX
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["content"].get("prepared_by", {}) if file.is_file() else {}
+    return found
+
+
 def check_made_with(folder: Path, parts: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse a U-Net that was made with another VAE or text encoder than this run has: its latents or prompts mean something else.
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from darkroom.config import CacheLatentsParams
-from darkroom.data.latents import caption_key, write_captions, write_latents
+from darkroom.data.latents import caption_key, prepared_by, write_captions, write_latents
 from darkroom.data.shards import ImageShards
 from darkroom.device import best_device, use_bf16
 from darkroom.evaluation.reconstruction import check_gate, measure_vae
@@ -57,6 +57,7 @@ def run(stage: Stage[CacheLatentsParams]) -> None:
         "empty_caption_key": caption_key(""),
         "flip": params.flip,
         "num_captions": len(captions) - 1,
+        "prepared_by": {"ingest": prepared_by(stage.indexes["shards"]), "cache_latents": {"gate": gate.model_dump()}},
         "reconstructions": metrics,
     }
 

@@ -21,7 +21,7 @@ from darkroom.models.lora import add_lora, merge_lora, save_lora
 from darkroom.models.weights import save_model
 from darkroom.open_model import initial_part
 from darkroom.previews import SamplePreview
-from darkroom.provenance import check_made_with, write_json
+from darkroom.provenance import check_made_with, photos_prepared_by, write_json
 from darkroom.stage import Contract, Stage
 from darkroom.training.diffusion_task import DiffusionTask
 from darkroom.training.initial_models import initial_unet, only_caption
@@ -84,7 +84,8 @@ def run(stage: Stage[TrainUnetParams]) -> None:
     curves.write(out)
     write_json(out / "metrics.json", curves.last_validation())
     made_with = {part: content["weights"] for part, content in parts.items()}
-    stage.content["unet"] = {"init": init, "version": version, "made_with": made_with}
+    prepared_by = stage.indexes["latents"]["content"]["prepared_by"] if params.steps else photos_prepared_by(Path(params.init))
+    stage.content["unet"] = {"init": init, "version": version, "made_with": made_with, "prepared_by": prepared_by}
 
 
 STAGE = Contract("train_unet", run, reads=("latents", "vae", "clip"), writes=("unet",))

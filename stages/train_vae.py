@@ -32,7 +32,7 @@ def run(stage: Stage[TrainVaeParams]) -> None:
     params, out = stage.params.model_copy(update={"init": folder}), stage.outs["vae"]
     photos, held_out = (ImageShards(stage.inputs["shards"], split) for split in ("train", "val"))
     vae = initial_vae(params, size=photos.size)
-    if isinstance(vae, LinearAutoencoder):
+    if isinstance(vae, LinearAutoencoder) and not params.init:
         params = params.model_copy(update={"decoder_scale": fit_linear(vae, photos)})
     init = vae.fingerprint() if params.init else ""
 

@@ -19,7 +19,8 @@ def tune(
     """Prepare params.yaml to train a model further on your photos.
 
     Sets the parameters by which `dvc repro` uses the text encoder and the VAE of a model as they are and trains its
-    U-Net on: their folders, and what the U-Net was made for (side, schedule, prediction). All other values stay.
+    U-Net on: their folders, and what the U-Net was made for (side, crop and captions of photos, schedule, prediction).
+    All other values stay.
     A registered version, and the model in data/, are first copied into models/, so that the run can be repeated.
 
     Examples:
@@ -34,13 +35,29 @@ def tune(
     model = kept_model(source, params.parent)
     is_absolute = model.is_absolute() and model == Path(source)
     name = str(model) if is_absolute else os.path.relpath(model, params.parent)
-    changes = set_values(params, carried_over(model, name))
+    values = carried_over(model, name)
+    if values["ingest"].get("crop") == "centre":
+        values["ingest"] = own_template(params) | values["ingest"]
+    changes = set_values(params, values)
     print("\n".join(changes or [f"{params} is up to date."]))
-    training = load_params(params)["train_unet"].model_dump()
+    sections = load_params(params)
+    if "crop" not in values["ingest"]:
+        print(f"{name} does not say how its photos were cropped; ingest.crop stays {sections['ingest'].model_dump()['crop']}.")
+    training = sections["train_unet"].model_dump()
     print(
         f"`dvc repro` starts from {name} now, with train_unet.steps {training['steps']} and train_unet.lr {training['lr']:g}. A trained "
         "U-Net needs a smaller learning rate than a new one (docs/fine_tuning.md)."
     )
+
+
+def own_template(params: Path) -> dict[str, str]:
+    """`caption_template` of a params.yaml, if it has one, without the subject, which `crop: centre` does not look for."""
+    from darkroom.data.captions import without_subject
+    from darkroom.params_file import read_params
+
+    ingest = read_params(params).get("ingest")
+    template = ingest.get("caption_template") if isinstance(ingest, dict) else None
+    return {"caption_template": without_subject(template)} if isinstance(template, str) else {}
 
 
 def kept_model(source: str, project: Path) -> Path:

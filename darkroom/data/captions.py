@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -153,6 +154,11 @@ def _csv_lines(file: Iterable[str]) -> Iterator[tuple[str, Any]]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON value")
+
+
+def without_subject(template: str) -> str:
+    """The template with `{subject:cat}` as "cat", for photos in which no subject is looked for."""
+    return re.sub(r"\{\{|\{subject:([^{}]+)\}", lambda found: found[1] or found[0], template)  # two braces are a brace itself
 
 
 class _Subject(str):

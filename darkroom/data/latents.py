@@ -12,18 +12,35 @@ Each caption is stored once, because its 77 x 768 numbers are 14 times as large 
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from darkroom.data.captions import TEMPLATE, without_subject
 from darkroom.data.shards import Sample, ShardReader, write_shards
 from darkroom.provenance import canonical_json
 
 MOMENTS = "moments.npy"
 TOKENS = "tokens.npy"
 HALF_MAX = float(np.finfo(np.float16).max)
+
+
+def prepared_by(shards: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of `ingest` by which other photos get crops and captions like those of these shards.
+
+    They say what was done: photos whose subject has no class were cropped at the centre; a template that no photo needed says nothing.
+
+    Args:
+        shards: the index of data/shards.
+    """
+    params, content = shards["params"], shards["content"]
+    classes = content.get("subject", {}).get("classes", [])
+    found: dict[str, Any] = {"crop": "subject" if classes else "centre", "subject": classes}
+    if TEMPLATE in content["captions"]:
+        found["caption_template"] = params["caption_template"] if classes else without_subject(params["caption_template"])
+    return found
 
 
 def caption_key(caption: str) -> str:

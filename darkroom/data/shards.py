@@ -28,6 +28,7 @@ IMAGE_MEMBERS = {"png": "png", "jpeg": "jpg"}  # image format -> name of the mem
 FULL_MEMBER = "full.jpg"  # the picture of some photos at full size, where that is larger than the working side
 FULL_SIDE = 256  # px, the longest side of such a picture: classifiers look at no more
 MAX_FULL = 128  # about so many photos of each split get one: enough for a share to within 9 %, and cheap to decode once more
+LEAST_HELD_OUT = 4  # photos: as many as precision with 3 neighbours and both halves of a crossed Fréchet distance take
 OWNER = "darkroom"  # user and group of every member, on every machine
 
 
@@ -99,7 +100,8 @@ def split_by_hash(hashes: Sequence[str], val_fraction: float) -> dict[str, list[
     """Split photos by their sha256 hex digests into {"train": ..., "val": ...}, both sorted.
 
     A photo is held out if its hash, as a fraction of the largest hash, is below `val_fraction`. It never changes sides, because its
-    own content decides. If one side is empty, the lowest hash goes to val, or the highest to train.
+    own content decides. If fewer than `LEAST_HELD_OUT` photos are below it, those with the lowest hashes are held out in their place, up
+    to a quarter of all, but at least one. At least one photo, that with the highest hash, goes to train.
 
     Raises:
         ValueError: fewer than two photos.
@@ -108,7 +110,8 @@ def split_by_hash(hashes: Sequence[str], val_fraction: float) -> dict[str, list[
         raise ValueError(f"{len(hashes)} usable photo(s); required: at least 2, one to train on and one to hold out. Add photos.")
     ordered = sorted(hashes)
     num_val = sum(is_below(digest, val_fraction) for digest in ordered)
-    num_val = min(max(num_val, 1), len(ordered) - 1)
+    least = max(1, min(LEAST_HELD_OUT, len(ordered) // 4))
+    num_val = min(max(num_val, least), len(ordered) - 1)
     return {"train": ordered[num_val:], "val": ordered[:num_val]}
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.diffusion.diffusion_config import DiffusionConfig
+from darkroom.models.autoencoder import read_autoencoder_config
 from darkroom.models.autoencoder_kl import AutoencoderKLConfig
 from darkroom.models.clip import CONFIG_FILE as CLIP_CONFIG_FILE
 from darkroom.models.unet import UNetConfig
 from darkroom.models.weights import CONFIG_FILE, read_json
-from darkroom.provenance import INDEX, read_index, replacing
+from darkroom.params_file import merged
+from darkroom.provenance import INDEX, photos_prepared_by, read_index, replacing
 from darkroom.sampling import PARTS
 from darkroom.sampling.model_folder import ModelFolder
 
@@ -22,7 +24,8 @@ def carried_over(model: Path, name: str) -> dict[str, Any]:
     """The parameters (section -> keys) by which a run uses the VAE and the text encoder of a model as they are, and trains its U-Net on.
 
     These are the three folders, and what the U-Net was trained for: side of the photos, token embeddings, schedule, prediction; also
-    the defaults of sampling, and the likelihood of the VAE.
+    the defaults of sampling, and the likelihood of the VAE. A model that says so adds crop and captions of its photos, and the limits
+    that its VAE has passed.
 
     Args:
         model: folder with clip/, vae/ and unet/.
@@ -32,20 +35,21 @@ def carried_over(model: Path, name: str) -> dict[str, Any]:
         ValueError: a part or its configuration is missing, or the parts come from different runs.
     """
     diffusion = ModelFolder(model).diffusion()
-    vae = AutoencoderKLConfig.from_json(read_json(model / "vae" / CONFIG_FILE), model / "vae" / CONFIG_FILE)
+    vae = read_autoencoder_config(model / "vae")
+    kind = "kl" if isinstance(vae, AutoencoderKLConfig) else "pretrained"  # of the kinds, only kl can be trained further
     unet = UNetConfig.from_json(read_json(model / "unet" / CONFIG_FILE), model / "unet" / CONFIG_FILE)
     if unet.sample_size is None:
         raise ValueError(f"{model / 'unet' / CONFIG_FILE}: `sample_size` is missing: add the side of the training images in latent pixels.")
     changes: dict[str, Any] = {
         "ingest": {"side": unet.sample_size * vae.stride},
         "train_clip": {"mode": "pretrained", "pretrained": f"{name}/clip", "text_layer": "source", "pad_token": "source"},
-        "train_vae": {"init": f"{name}/vae", "steps": 0, **_likelihood(model / "vae" / LIKELIHOOD_FILE)},
+        "train_vae": {"kind": kind, "init": f"{name}/vae", "steps": 0, **_likelihood(model / "vae" / LIKELIHOOD_FILE)},
         "train_unet": {"init": f"{name}/unet", **_diffusion(diffusion)},
         "evaluate": {"sampling": {key: diffusion.defaults[key] for key in ("spacing", "guidance_scale")}},  # the rest changes the cost
     }
     if read_json(model / "clip" / CLIP_CONFIG_FILE)["model_cfg"].get("vision_cfg", {}) is None:  # no features to measure it in
         changes["cache_latents"] = {"gate": {"max_frechet": None}}
-    return changes
+    return merged(photos_prepared_by(model / "unet"), changes)
 
 
 def _diffusion(config: DiffusionConfig) -> dict[str, Any]:

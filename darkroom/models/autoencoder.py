@@ -95,13 +95,27 @@ def load_autoencoder(folder: Path | str) -> Autoencoder:
     Raises:
         ValueError: as `load_model` or `load_taesd`; an unknown class is refused as one that is not `AutoencoderKL`.
     """
+    from darkroom.models.tiny_autoencoder import load_taesd
+
+    if not (Path(folder) / CONFIG_FILE).is_file() and list(Path(folder).glob("*encoder*.safetensors")):
+        return load_taesd(folder)
+    return load_model(_kind(Path(folder)), folder)
+
+
+def read_autoencoder_config(folder: Path) -> AutoencoderConfig:
+    """The configuration of the autoencoder that `save_model` wrote to a folder, of any kind, without its weights.
+
+    Raises:
+        ValueError: it is missing or not valid; an unknown class is refused as one that is not `AutoencoderKL`.
+    """
+    return _kind(folder).Config.from_json(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
+
+
+def _kind(folder: Path) -> type[Autoencoder]:
     from darkroom.models.autoencoder_kl import AutoencoderKL  # these modules import this one
     from darkroom.models.linear_autoencoder import LinearAutoencoder
-    from darkroom.models.tiny_autoencoder import TinyAutoencoder, load_taesd
+    from darkroom.models.tiny_autoencoder import TinyAutoencoder
 
-    config = Path(folder) / CONFIG_FILE
-    if not config.is_file() and list(Path(folder).glob("*encoder*.safetensors")):
-        return load_taesd(folder)
-    name = read_json(config).get("_class_name")
+    name = read_json(folder / CONFIG_FILE).get("_class_name")
     kinds: tuple[type[Autoencoder], ...] = (LinearAutoencoder, TinyAutoencoder)
-    return load_model(next((kind for kind in kinds if name == kind.Config.CLASS_NAME), AutoencoderKL), folder)
+    return next((kind for kind in kinds if name == kind.Config.CLASS_NAME), AutoencoderKL)

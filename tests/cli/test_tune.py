@@ -11,12 +11,16 @@ import pytest
 from darkroom.cli import main
 from darkroom.demo.toy_cats import draw_toy_cats
 from darkroom.interchange.exchange import import_model
+from darkroom.models.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
+from darkroom.models.weights import save_model
 from darkroom.params_file import merged, read_yaml
 from darkroom.provenance import read_index
+from darkroom.sampling import PARTS
 from darkroom.tracking import registry
+from darkroom.tracking.bundle import build_bundle
 from tests.cli.test_main import fails
 from tests.interchange.own_model import write_model
-from tests.interchange.pipelines import make_pipeline
+from tests.interchange.pipelines import SIDE, make_pipeline
 from tests.tiny_run import make_project, run_stage, write_params
 
 MADE = ("ingest", "train_clip", "train_vae", "cache_latents", "train_unet")
@@ -104,6 +108,66 @@ def test_what_is_set_is_printed_and_everything_else_stays(project: Path, capsys:
     assert capsys.readouterr().out.startswith("params.yaml is up to date.\n")
 
 
+def test_a_run_of_subject_crops_and_a_linear_autoencoder_goes_on_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DARKROOM_TRACKING", "off")
+    monkeypatch.chdir(tmp_path)
+    ingest = {"captions": [], "crop": "subject", "subject": ["ocarina", "clog"], "caption_template": "{subject:cat} {stem}"}
+    vae = {"kind": "linear", "steps": 0, "linear": {"patch_size": 4, "latent_channels": 12}}
+    make_project(tmp_path, ingest=ingest, train_vae=vae, train_unet=OTHER["train_unet"], cache_latents={"gate": {"min_psnr": 5.0}})
+    for name in MADE:
+        run_stage(name, tmp_path)
+    old, scale = read_loss(tmp_path), json.loads(Path("data/vae/likelihood.json").read_text())["scale"]
+    write_params(Path("params.yaml"), ingest={"captions": []}, cache_latents={"gate": {"min_psnr": 60.0}})
+    main(["tune", "--from", "data"])
+    tuned = read_yaml(Path("params.yaml"))
+    assert tuned["ingest"] | {"crop": "subject", "subject": [684, 502], "caption_template": "{subject:cat} {stem}"} == tuned["ingest"]
+    vae = {"kind": "pretrained", "init": f"{Path(*Path(tuned['train_unet']['init']).parts[:2])}/vae", "steps": 0, "decoder_scale": scale}
+    assert tuned["train_vae"] | vae == tuned["train_vae"]
+    assert tuned["cache_latents"]["gate"]["min_psnr"] == 5.0  # which the model has passed
+
+    def run(**changes: Any) -> float:
+        write_params(Path("params.yaml"), **merged(tuned, {"train_unet": {"steps": 1, "lr": 1e-9, "ema_decay": 0.0, **changes}}))
+        for name in MADE:
+            run_stage(name, tmp_path)
+        return read_loss(tmp_path)
+
+    assert run() == pytest.approx(old, rel=1e-3)
+    shutil.rmtree("data/raw")
+    draw_toy_cats(Path("data/raw"), num_cats=24, size=16, seed=1)
+    assert run() == pytest.approx(old, rel=0.2)
+    assert run(init="") > 1.5 * old
+
+
+def test_the_kind_of_the_autoencoder_goes_back_to_that_of_the_model(project: Path) -> None:
+    write_params(Path("params.yaml"), train_vae={"kind": "linear", "steps": 0})
+    main(["tune", "--from", "data"])
+    assert read_yaml(Path("params.yaml"))["train_vae"]["kind"] == "kl"
+    write_model(project / "mine")
+    shutil.rmtree(project / "mine" / "vae")
+    widths = {"encoder_block_out_channels": (8, 8, 8), "decoder_block_out_channels": (8, 8, 8)}
+    tiny = TinyAutoencoderConfig(num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1), **widths)
+    save_model(TinyAutoencoder(tiny), project / "mine" / "vae")
+    main(["tune", "--from", "mine"])
+    tuned = read_yaml(Path("params.yaml"))
+    assert (tuned["train_vae"]["kind"], tuned["train_vae"]["init"], tuned["train_vae"]["steps"]) == ("pretrained", "mine/vae", 0)
+    assert tuned["ingest"]["side"] == SIDE * tiny.stride
+
+
+def test_crops_go_back_to_those_of_the_model_and_captions_do_without_the_subject(project: Path) -> None:
+    write_params(Path("params.yaml"), ingest={"crop": "subject", "subject": [281], "caption_template": "a {subject:cat} by {stem}"})
+    main(["tune", "--from", "data"])
+    ingest = read_yaml(Path("params.yaml"))["ingest"]
+    assert (ingest["crop"], ingest["subject"], ingest["caption_template"]) == ("centre", [], "a cat by {stem}")
+
+
+def test_a_model_that_does_not_know_its_crops_changes_none(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_model(project / "mine")
+    write_params(Path("params.yaml"), ingest={"crop": "subject"})
+    main(["tune", "--from", "mine"])
+    assert read_yaml(Path("params.yaml"))["ingest"]["crop"] == "subject"
+    assert "mine does not say how its photos were cropped; ingest.crop stays subject.\n" in capsys.readouterr().out
+
+
 def test_choices_for_the_text_encoder_go_back_to_those_of_the_model(project: Path) -> None:
     write_params(Path("params.yaml"), train_clip={"text_layer": "penultimate", "pad_token": "zero"})
     main(["tune", "--from", "data"])
@@ -129,7 +193,9 @@ def test_a_params_file_elsewhere_names_the_model_as_seen_from_there(project: Pat
 
 
 def test_a_registered_version_is_copied_and_named_by_its_number(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree("data", "registry")
+    Path("registry").mkdir()
+    build_bundle(Path("registry"), name="cats", parts={part: Path("data") / part for part in PARTS}, lineage={}, metrics={})
+    write_params(Path("params.yaml"), ingest={"crop": "subject"})
 
     def version(uri: str, start: Path) -> tuple[str, Path]:
         assert (uri, start) == ("models:/cats@champion", Path())
@@ -138,6 +204,7 @@ def test_a_registered_version_is_copied_and_named_by_its_number(project: Path, m
     monkeypatch.setattr(registry, "registered_version", version)
     main(["tune", "--from", "models:/cats@champion"])
     assert read_yaml(Path("params.yaml"))["train_clip"]["pretrained"] == "models/cats-v3/clip"
+    assert read_yaml(Path("params.yaml"))["ingest"]["crop"] == "centre"
     assert sorted(path.name for path in Path("models/cats-v3").iterdir()) == ["clip", "unet", "vae"]
 
 

@@ -3,7 +3,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from darkroom.data.captions import Caption, CaptionFinder, read_metadata
+from darkroom.data.captions import Caption, CaptionFinder, read_metadata, without_subject
 
 ALL = ("text_file", "metadata", "folder")
 
@@ -77,6 +77,19 @@ def test_the_template_knows_what_was_found_or_a_word_for_it(tmp_path):
     captions = finder(tmp_path, {}, template="a photo of a {subject:cat}, {subject:animal}")
     assert captions.find(PurePosixPath("tom.jpg"), "tabby").text == "a photo of a tabby, tabby"
     assert captions.find(PurePosixPath("tom.jpg")).text == "a photo of a cat, animal"
+
+
+@pytest.mark.parametrize(
+    ("template", "without"),
+    [
+        ("a {subject:cat} by {stem}, {subject:big cat}", "a cat by {stem}, big cat"),
+        ("{{{subject:cat}}}", "{{cat}}"),
+        ("{{subject:cat}}", "{{subject:cat}}"),
+        ("a cat", "a cat"),
+    ],
+)
+def test_a_template_without_the_subject_says_what_it_says_where_none_is_found(template, without):
+    assert without_subject(template) == without
 
 
 @pytest.mark.parametrize("template", ["{breed}", "{0}", "{", "{stem.name}", "{stem:q}", "{subject}"])

@@ -1,11 +1,12 @@
 import io
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from darkroom.data.latents import LatentShards, caption_key, write_captions, write_latents
+from darkroom.data.latents import LatentShards, caption_key, prepared_by, write_captions, write_latents
 from darkroom.data.shards import ShardReader
 from darkroom.provenance import write_index
 
@@ -44,6 +45,23 @@ def write(folder: Path, *, flip: bool = True, captions: Iterable[str] = CAPTIONS
     }
     write_index(folder, stage="cache_latents", params={}, inputs={}, content=content)
     return folder
+
+
+def shards(crop: str, classes: list[int] | None, captions: dict[str, int], template: str = "{stem}, a {subject:cat}") -> dict[str, Any]:
+    """The index of data/shards, as far as it matters here."""
+    subject = {} if classes is None else {"subject": {"classes": classes}}
+    return {"params": {"crop": crop, "caption_template": template, "subject": ["tabby"]}, "content": {"captions": captions, **subject}}
+
+
+def test_other_photos_are_prepared_as_these_were_in_fact():
+    of_template, of_table = {"metadata": 3, "template": 1}, {"metadata": 4}
+    centre = {"crop": "centre", "subject": []}
+    subject = {"crop": "subject", "subject": [281, 285]}
+    assert prepared_by(shards("centre", None, of_table)) == centre
+    assert prepared_by(shards("centre", None, of_template, "a cat")) == centre | {"caption_template": "a cat"}
+    assert prepared_by(shards("subject", [281, 285], of_table)) == subject
+    assert prepared_by(shards("subject", [281, 285], of_template)) == subject | {"caption_template": "{stem}, a {subject:cat}"}
+    assert prepared_by(shards("subject", [], of_template)) == centre | {"caption_template": "{stem}, a cat"}  # it had no class
 
 
 def test_moments_come_back_as_they_were_rounded_to_half(tmp_path):

@@ -25,6 +25,11 @@ def test_with_few_photos_each_side_has_one():
     assert split_by_hash(digests, 0.99) == {"train": ["c" * 64], "val": ["4" * 64, "8" * 64]}
 
 
+@pytest.mark.parametrize(("number", "least"), [(2, 1), (7, 1), (8, 2), (16, 4), (50, 4)])
+def test_of_few_photos_a_quarter_is_held_out_and_no_more_than_evaluation_needs(number, least):
+    assert split_by_hash(hashes(number), 1e-9) == {"train": sorted(hashes(number))[least:], "val": sorted(hashes(number))[:least]}
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_fewer_than_two_photos_are_refused(number):
     with pytest.raises(ValueError, match=rf"{number} usable photo.*one to train on and one to hold out"):

@@ -8,6 +8,7 @@ from scipy.linalg import sqrtm
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
+from darkroom.data.shards import LEAST_HELD_OUT
 from darkroom.evaluation.distribution import crossed_frechet_distance, distance_metrics, frechet_distance, precision_recall
 from darkroom.evaluation.features import FeatureSets
 
@@ -229,3 +230,14 @@ def test_the_kernel_and_the_number_of_neighbours_change_the_metrics():
     assert {"kid", "kid_photos", "kid_chance"} <= by_kernel <= {key for key in plain if key.startswith("kid")}
     assert {key for key in plain if plain[key] != more[key]} <= {key for key in plain if not key.startswith(("kid", "frechet"))}
     assert plain["precision"] != more["precision"]
+
+
+def test_as_many_photos_as_ingest_holds_out_at_least_are_enough():
+    def measured(num: int) -> dict[str, float]:
+        samples, held_out, train, colours = (rng.normal(size=(rows, 8)).astype(np.float32) for rows in (12, num, 12, num))
+        return distance_metrics(FeatureSets(samples, held_out, train), colours, sources=np.arange(12) % num, num_neighbours=3)
+
+    rng = np.random.default_rng(0)
+    assert all(np.isfinite(value) for value in measured(LEAST_HELD_OUT).values())
+    with pytest.raises(ValueError, match="needs at least"):
+        measured(LEAST_HELD_OUT - 1)

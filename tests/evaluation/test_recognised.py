@@ -211,6 +211,13 @@ def test_a_classifier_that_sees_only_fur_is_not_counted_because_shuffled_photos_
     assert "100% of 72 photos at 8 px, and 100% of 72 photos of shuffled tiles" in found.funnel.sentence
 
 
+def test_a_handful_of_held_out_photos_is_enough():
+    few = Photos(pictures([CAT, CAT, CAT, DOG]))
+    found = funnel(train=Photos(pictures(CATS[:46])), held_out=few, decoded=[CAT] * 4, samples=[CAT, DOG] * 20)
+    assert found.metrics["recognised"] == 0.5
+    assert found.metrics["recognised_photos"] == 0.75
+
+
 def test_a_subject_without_a_class_of_its_own_is_named_with_a_remark():
     spread = [number for number in range(20, 30) for _ in range(10)]
     found = funnel(train=Photos(pictures(spread)), held_out=Photos(pictures(spread)), decoded=spread, samples=spread)

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from darkroom.data.latents import LatentShards
+from darkroom.demo.toy_cats import draw_toy_cats
 from darkroom.interchange.exchange import export_model
 from darkroom.models.autoencoder import load_autoencoder
 from darkroom.models.linear_autoencoder import LinearAutoencoder
 from darkroom.models.tiny_autoencoder import TinyAutoencoder
 from darkroom.provenance import hash_file, read_index
 from darkroom.sampling.text_to_image import TextToImage
-from tests.tiny_run import make_project, run_stage, write_params
+from tests.tiny_run import make_project, run_stage
 
 LINEAR = {"kind": "linear", "steps": 0, "linear": {"patch_size": 4, "latent_channels": 12}}
 
@@ -69,11 +70,13 @@ def test_it_is_the_same_when_it_is_computed_again(finished: Path, tmp_path: Path
 def test_an_autoencoder_of_any_kind_is_used_as_it_is(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished / "data" / "vae", tmp_path / "mine")
-    make_project(tmp_path)
-    write_params(tmp_path / "params.yaml", train_vae={"kind": "pretrained", "init": "mine", "steps": 0})
+    make_project(tmp_path, train_vae={"kind": "pretrained", "init": "mine", "steps": 0, "decoder_scale": 0.25})
+    shutil.rmtree(tmp_path / "data" / "raw")
+    draw_toy_cats(tmp_path / "data" / "raw", num_cats=24, size=16, seed=1)  # a linear one is not computed from them once more
     for name in ("ingest", "train_vae"):
         run_stage(name, tmp_path)
     assert load_autoencoder(tmp_path / "data" / "vae").fingerprint() == load_autoencoder(tmp_path / "mine").fingerprint()
+    assert json.loads((tmp_path / "data" / "vae" / "likelihood.json").read_text(encoding="utf-8"))["scale"] == 0.25
 
 
 def test_a_model_that_other_programs_cannot_know_is_not_exported(finished: Path, tmp_path: Path) -> None:

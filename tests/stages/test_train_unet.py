@@ -158,6 +158,23 @@ def test_a_unet_is_used_as_it_is_without_steps(workspace):
     assert (workspace / "data" / "unet" / "samples.png").is_file()
 
 
+def test_the_index_says_how_photos_like_those_of_the_unet_are_prepared(workspace):
+    def said(**changes: Any) -> Any:
+        finetune(workspace, **changes)
+        return read_index(workspace / "data" / "unet")["content"]["prepared_by"]
+
+    gate = {"min_psnr": None, "min_ssim": None, "max_frechet": None}
+    of_this_run = {"ingest": {"crop": "centre", "subject": []}, "cache_latents": {"gate": gate}}
+    of_init = {"ingest": {"crop": "subject", "subject": [281]}}
+    index = workspace / "imported" / "unet" / "index.json"
+    content = json.loads(index.read_text())
+    index.write_text(json.dumps(content | {"content": content["content"] | {"prepared_by": of_init}}))
+    assert said() == of_this_run
+    assert said(steps=0) == of_init  # it has learned no others
+    index.unlink()
+    assert said(steps=0) == {}
+
+
 def test_the_published_unet_knows_the_size_it_was_tuned_for(workspace):
     config = workspace / "imported" / "unet" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": 64}))
