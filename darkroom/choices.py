@@ -11,7 +11,7 @@ SpacingName = Literal["trailing", "leading", "karras", "exponential", "uniform_l
 
 # Diffusion
 ScheduleKind = Literal["linear", "quadratic", "sigmoid", "scaled_linear", "cosine", "flow"]
-Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]  # the words of diffusers; "sample" is x_0
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow", "preconditioned"]  # the words of diffusers, and ours; "sample" is x_0
 VarianceKind = Literal["beta_tilde", "beta"]  # of p(x_(t-1) | x_t)
 
 # Training

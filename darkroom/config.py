@@ -209,7 +209,8 @@ class TrainUnetParams(TrainingParams):
     model: UnetModel = group(UnetModel, "Network of new weights; ignored with init")
     schedule: ScheduleParams = group(ScheduleParams, "Noise level of each timestep")
     prediction: choices.Prediction = Field(
-        "v_prediction", description="What the U-Net predicts; sample = the clean latents, flow = noise - sample"
+        "v_prediction",
+        description="What the U-Net predicts; sample = the clean latents, flow = noise - sample, preconditioned = for linear autoencoders",
     )
     loss_weighting: choices.LossWeighting = Field("min_snr", description="Weight of each timestep in the loss")
     min_snr_gamma: Positive = Field(5.0, description="For min_snr and soft_min_snr: weights fall above this signal-to-noise ratio")

@@ -24,7 +24,7 @@ from darkroom.previews import SamplePreview
 from darkroom.provenance import check_made_with, photos_prepared_by, write_json
 from darkroom.stage import Contract, Stage
 from darkroom.training.diffusion_task import DiffusionTask
-from darkroom.training.initial_models import initial_unet, only_caption
+from darkroom.training.initial_models import channel_spread, initial_unet, only_caption
 from darkroom.training.loop import Curves, train
 
 
@@ -42,7 +42,9 @@ def run(stage: Stage[TrainUnetParams]) -> None:
         use_gradient_checkpointing(unet)
     if params.lora.rank:
         add_lora(unet, **params.lora.model_dump(), seed=params.seed)
-    diffusion = DiffusionConfig.from_params(params, only_caption=only_caption(params, latents))
+    diffusion = DiffusionConfig.from_params(
+        params, only_caption=only_caption(params, latents), channel_spread=channel_spread(params, latents, vae)
+    )
     preview = SamplePreview(
         unet,
         vae=vae,
@@ -61,7 +63,7 @@ def run(stage: Stage[TrainUnetParams]) -> None:
 
     curves = Curves()
     if params.steps:
-        task = DiffusionTask(unet, latents, held_out, params, vae=vae, schedule=diffusion.schedule)
+        task = DiffusionTask(unet, latents, held_out, params, vae=vae, schedule=diffusion.schedule, spread=diffusion.spread)
         curves = train(
             task,
             params,

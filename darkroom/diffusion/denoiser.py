@@ -1,6 +1,6 @@
 """The denoiser D(x, sigma) of a network, whatever the network predicts, and the input and target of its training.
 
-Four predictions are one family: the network gets c_in x and predicts F, and D = c_skip x + c_out F (Karras et al. 2022,
+Five predictions are one family: the network gets c_in x and predicts F, and D = c_skip x + c_out F (Karras et al. 2022,
 equation 7), with x = x_0 + sigma noise. Sampling, training and loss weights take the coefficients from `scalings`.
 """
 
@@ -20,24 +20,37 @@ PREDICTIONS = get_args(Prediction)
 
 
 class Scalings(NamedTuple):
-    """Float64, of the shape of sigma."""
+    """Float64, of the shape of sigma; of "preconditioned" (B, C): a coefficient for each channel."""
 
     c_in: Tensor
     c_skip: Tensor
     c_out: Tensor
 
 
-def scalings(sigma: Tensor, prediction: str) -> Scalings:
+def scalings(sigma: Tensor, prediction: str, spread: Tensor | None = None) -> Scalings:
     """The coefficients c_in, c_skip and c_out of a prediction at a noise level.
 
     "epsilon" is the noise and "v_prediction" sqrt(abar) noise - sqrt(1 - abar) x_0 (Salimans & Ho 2022, appendix D); "sample" is
     the image itself. The network of these three gets the variance-preserving x_t. "flow" is the velocity noise - x_0 of rectified
     flow; its network gets the straight mix (1 - s) x_0 + s noise, s = sigma / (1 + sigma) (Liu et al. 2023, equation 1).
 
+    "preconditioned" is that of Karras et al. 2022, table 1, with a sigma_data for each channel: with F = 0, D is the best linear denoiser
+    of independent values with this spread, and F and the input of the network have a spread of 1 in each channel and at each noise level.
+    With a spread of 1 it is "v_prediction" with the opposite sign.
+
+    Args:
+        sigma: 0-dimensional or (B,).
+        spread: (C,), root mean square of each channel of the latents; only "preconditioned" uses it. None = 1.
+
     Raises:
         ValueError: an unknown prediction.
     """
     sigma = sigma.to(torch.float64)
+    if prediction == "preconditioned":
+        sigma = sigma.reshape(-1, 1)
+        data = torch.ones_like(sigma) if spread is None else spread.to(sigma)[None]
+        c_in = (sigma**2 + data**2).rsqrt()
+        return Scalings(c_in, (data * c_in) ** 2, sigma * data * c_in)
     c_in = 1 / (1 + sigma) if prediction == "flow" else (1 + sigma**2).rsqrt()
     match prediction:
         case "epsilon":
@@ -51,11 +64,11 @@ def scalings(sigma: Tensor, prediction: str) -> Scalings:
     raise ValueError(f"Unknown prediction {prediction!r}; expected one of {', '.join(PREDICTIONS)}.")
 
 
-def make_denoiser(net: Net, schedule: Schedule, prediction: str) -> Denoise:
+def make_denoiser(net: Net, schedule: Schedule, prediction: str, spread: Tensor | None = None) -> Denoise:
     """Wraps a trained network as D(x, sigma); sigma is 0-dimensional or (B,).
 
     The network gets c_in x, in the dtype of x, and the timestep of that sigma. D has the dtype of x; its coefficients are computed
-    in float64, because sigma may reach 1e5.
+    in float64, because sigma may reach 1e5. `spread`: as in `scalings`.
 
     Raises:
         ValueError: an unknown prediction, or one that this schedule excludes.
@@ -64,32 +77,34 @@ def make_denoiser(net: Net, schedule: Schedule, prediction: str) -> Denoise:
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         t = schedule.sigma_to_t(sigma).to(x.device, torch.float32).expand(x.shape[0])
-        c_in, c_skip, c_out = scalings(sigma, prediction)
+        c_in, c_skip, c_out = scalings(sigma, prediction, spread)
         output = net(times(x, c_in), t).to(x.dtype)
         return times(x, c_skip) + times(output, c_out)
 
     return denoise
 
 
-def add_noise(latents: Tensor, noise: Tensor, t: Tensor, schedule: Schedule, prediction: str) -> Tensor:
+def add_noise(latents: Tensor, noise: Tensor, t: Tensor, schedule: Schedule, prediction: str, spread: Tensor | None = None) -> Tensor:
     """The input of the network in training, c_in (x_0 + sigma noise).
 
-    Except for "flow" this is a draw of q(x_t | x_0) = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise (Ho et al. 2020, equation 4).
+    Except for "flow" and "preconditioned" this is a draw of q(x_t | x_0) = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise (Ho et al. 2020,
+    equation 4).
 
     Args:
         latents: x_0, (B, C, h, w).
         noise: (B, C, h, w), standard normal.
         t: (B,), integers.
+        spread: as in `scalings`.
 
     Raises:
         ValueError: an unknown prediction.
     """
     sigma = schedule.sigmas.to(t.device)[t]
-    c_in = scalings(sigma, prediction).c_in
-    return times(latents, c_in) + times(noise, sigma * c_in)
+    c_in = scalings(sigma, prediction, spread).c_in
+    return times(latents, c_in) + times(noise, times(c_in, sigma))
 
 
-def target(latents: Tensor, noise: Tensor, t: Tensor, schedule: Schedule, prediction: str) -> Tensor:
+def target(latents: Tensor, noise: Tensor, t: Tensor, schedule: Schedule, prediction: str, spread: Tensor | None = None) -> Tensor:
     """The target of the network for `add_noise(...)` of the same arguments: with this prediction D is x_0.
 
     Raises:
@@ -103,28 +118,35 @@ def target(latents: Tensor, noise: Tensor, t: Tensor, schedule: Schedule, predic
             return latents
         case "flow":
             return noise - latents
+        case "preconditioned":
+            sigma = schedule.sigmas.to(t.device)[t].reshape(-1, 1)
+            c_in = scalings(sigma, prediction, spread).c_in
+            data = torch.ones_like(c_in) if spread is None else spread.to(c_in)
+            return times(latents, c_in * sigma / data) - times(noise, c_in * data)
     alphas_cumprod = schedule.alphas_cumprod.to(t.device)[t]
     return times(noise, alphas_cumprod.sqrt()) - times(latents, (1 - alphas_cumprod).sqrt())  # Salimans & Ho 2022, section 4
 
 
-def denoised(output: Tensor, x: Tensor, t: Tensor, schedule: Schedule, prediction: str) -> Tensor:
+def denoised(output: Tensor, x: Tensor, t: Tensor, schedule: Schedule, prediction: str, spread: Tensor | None = None) -> Tensor:
     """D of a network's output for its input `x`, both at the network's scale: with `target(...)` as output, x_0 of `add_noise(...)`.
 
     Args:
         output: (B, C, h, w), what the network predicts.
         x: (B, C, h, w), of `add_noise`.
         t: (B,), integers.
+        spread: as in `scalings`.
 
     Raises:
         ValueError: an unknown prediction.
     """
-    c_in, c_skip, c_out = scalings(schedule.sigmas.to(t.device)[t], prediction)
+    c_in, c_skip, c_out = scalings(schedule.sigmas.to(t.device)[t], prediction, spread)
     return times(x, c_skip / c_in) + times(output, c_out)
 
 
 def times(x: Tensor, factor: Tensor) -> Tensor:
-    """x (B, ...) times one factor for all samples or one for each, in the dtype of x."""
-    return x * factor.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    """x (B, ...) times one factor for all samples, one for each (B,), or one for each and each channel (B, C), in the dtype of x."""
+    shape = factor.shape if factor.ndim == 2 else (factor.numel(),)
+    return x * factor.to(x.device, x.dtype).reshape(*shape, *[1] * (x.ndim - len(shape)))
 
 
 def check_prediction(prediction: str, schedule: Schedule) -> None:

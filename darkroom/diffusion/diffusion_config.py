@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import InstanceOf
+import torch
+from pydantic import InstanceOf, PositiveFloat
+from torch import Tensor
 
 from darkroom.choices import Prediction
 from darkroom.config import TrainUnetParams
@@ -20,12 +22,26 @@ class DiffusionConfig(SamplerParams):
 
     schedule: InstanceOf[Schedule]
     prediction: Prediction
+    channel_spread: list[PositiveFloat] | None = None  # of prediction "preconditioned": see `denoiser.scalings`; None = 1
     only_caption: str | None = None  # the only one that the U-Net was trained with, whose embeddings it needs; None = there are several
 
     @classmethod
-    def from_params(cls, params: TrainUnetParams, *, only_caption: str | None = None) -> Self:
+    def from_params(
+        cls, params: TrainUnetParams, *, only_caption: str | None = None, channel_spread: list[float] | None = None
+    ) -> Self:
         schedule = Schedule.make(**params.schedule.model_dump())
-        return cls(schedule=schedule, prediction=params.prediction, only_caption=only_caption, **params.sampling.model_dump())
+        return cls(
+            schedule=schedule,
+            prediction=params.prediction,
+            channel_spread=channel_spread,
+            only_caption=only_caption,
+            **params.sampling.model_dump(),
+        )
+
+    @property
+    def spread(self) -> Tensor | None:
+        """`channel_spread` as `denoiser.scalings` takes it: float64 (C,)."""
+        return None if self.channel_spread is None else torch.tensor(self.channel_spread, dtype=torch.float64)
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -35,8 +51,8 @@ class DiffusionConfig(SamplerParams):
     def save(self, folder: Path) -> None:
         keys = ("kind", "num_train_timesteps", "beta_start", "beta_end", "zero_terminal_snr")
         schedule = {key: getattr(self.schedule, key) for key in keys}
-        only = {} if self.only_caption is None else {"only_caption": self.only_caption}
-        write_json(folder / DIFFUSION_FILE, {"schedule": schedule, "prediction": self.prediction, **only, **self.defaults})
+        facts = {key: value for key in ("only_caption", "channel_spread") if (value := getattr(self, key)) is not None}
+        write_json(folder / DIFFUSION_FILE, {"schedule": schedule, "prediction": self.prediction, **facts, **self.defaults})
 
     @classmethod
     def load(cls, folder: Path) -> Self:

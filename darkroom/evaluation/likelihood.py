@@ -89,7 +89,7 @@ def denoisers_of(unet: UNet2DConditionModel, clip: ClipTowers, config: Diffusion
 
     def denoiser_for(captions: Sequence[str]) -> Denoise:
         context = clip.encode_tokens(clip.tokenize(captions).to(next(unet.parameters()).device))
-        return make_denoiser(classifier_free(unet, context, context, scale=1), config.schedule, config.prediction)
+        return make_denoiser(classifier_free(unet, context, context, scale=1), config.schedule, config.prediction, config.spread)
 
     return denoiser_for
 

@@ -235,7 +235,7 @@ class TextToImage:
         scale = request.guidance_scale if self.config.only_caption is None else 1.0  # between two equal predictions
         guidance = scale, request.guidance_rescale, request.guidance_interval
         net = classifier_free(self.unet, batch.context, batch.negative_context, *guidance)
-        denoise = make_denoiser(net, self.config.schedule, self.config.prediction)
+        denoise = make_denoiser(net, self.config.schedule, self.config.prediction, self.config.spread)
         if not request.clip_guidance_scale:
             return denoise
         if not self.clip.has_image_encoder:

@@ -49,6 +49,7 @@ class DiffusionTask:
         *,
         vae: Autoencoder,  # has scale and shift of the latents
         schedule: Schedule,
+        spread: Tensor | None = None,  # (C,), for prediction "preconditioned"
     ) -> None:
         self.net = self.averaged = net
         self.train = train
@@ -56,6 +57,7 @@ class DiffusionTask:
         self.params = params
         self.vae = vae
         self.schedule = schedule
+        self.spread = spread
         self.num_samples = len(train)
         self.perceptual = self._perceptual_distance() if params.perceptual.weight else None
 
@@ -96,11 +98,11 @@ class DiffusionTask:
         latents = self.vae.normalise(moments[:, 0] + moments[:, 1] * draws.posterior)
         gamma = params.p2_gamma if params.loss_weighting == "p2" else params.min_snr_gamma
         return {
-            "x": add_noise(latents, draws.input_noise, timesteps, schedule, params.prediction),
-            "target": target(latents, draws.noise, timesteps, schedule, params.prediction),
+            "x": add_noise(latents, draws.input_noise, timesteps, schedule, params.prediction, self.spread),
+            "target": target(latents, draws.noise, timesteps, schedule, params.prediction, self.spread),
             "timesteps": timesteps,
             "context": torch.from_numpy(shards.context(indices, draws.dropped)),
-            "weights": loss_weights(timesteps, schedule, params.prediction, params.loss_weighting, gamma),
+            "weights": loss_weights(timesteps, schedule, params.prediction, params.loss_weighting, gamma, self.spread),
         }
 
     def loss(self, net: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -121,7 +123,7 @@ class DiffusionTask:
         x, t = batch["x"][near], batch["timesteps"][near]
 
         def image(output: Tensor) -> Tensor:
-            return vae.decode(vae.denormalise(denoised(output, x, t, self.schedule, self.params.prediction)))
+            return vae.decode(vae.denormalise(denoised(output, x, t, self.schedule, self.params.prediction, self.spread)))
 
         if not len(near):
             return prediction.new_zeros(())

@@ -5,6 +5,8 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from darkroom.config import TrainUnetParams, TrainVaeParams
 from darkroom.data.latents import LatentShards
 from darkroom.diffusion.diffusion_config import DIFFUSION_FILE, DiffusionConfig
@@ -13,6 +15,8 @@ from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.models.linear_autoencoder import LinearAutoencoder, LinearAutoencoderConfig
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import load_model
+
+SPREAD_PHOTOS = 2048  # whose latents are looked at, in the order of their keys, which are hashes
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +76,21 @@ def only_caption(params: TrainUnetParams, latents: LatentShards) -> str | None:
     (caption,) = captions
     logger.warning("All %d training photos have the caption %r: prompts will steer nothing, and guidance is off", len(latents), caption)
     return caption
+
+
+def channel_spread(params: TrainUnetParams, latents: LatentShards, vae: Autoencoder) -> list[float] | None:
+    """Root mean square of each channel of the normalised latents, for prediction "preconditioned"; else None.
+
+    That of the U-Net of `init` stays, whatever the new photos are: its weights were trained with it.
+    """
+    if params.init:
+        return DiffusionConfig.load(Path(params.init)).channel_spread
+    if params.prediction != "preconditioned":
+        return None
+    chosen = range(min(len(latents), SPREAD_PHOTOS))
+    mean, std = torch.from_numpy(latents.moments(chosen, [False] * len(chosen))).double().unbind(1)
+    square = vae.normalise(mean).square() + (std * vae.config.scaling_factor).square()
+    return list(square.mean((0, 2, 3)).sqrt().tolist())
 
 
 def _check_diffusion(wanted: DiffusionConfig, folder: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from darkroom.choices import LossWeighting
-from darkroom.diffusion.denoiser import check_prediction, scalings
+from darkroom.diffusion.denoiser import check_prediction, scalings, times
 from darkroom.diffusion.posterior import mean_coefficients, variance
 from darkroom.diffusion.schedule import Schedule
 
@@ -90,12 +90,14 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, logit_scale:
 
 
 def weighted_squared_error(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """The squared error, averaged over pixels, times one weight per sample: (B,)."""
-    return weights * (prediction.float() - target.float()).square().flatten(1).mean(1)
+    """The squared error times one weight per sample (B,), or per sample and channel (B, C), averaged over values: (B,)."""
+    return times((prediction.float() - target.float()).square(), weights).flatten(1).mean(1)
 
 
-def loss_weights(t: Tensor, schedule: Schedule, prediction: str, kind: str = "simple", gamma: float = 5.0) -> Tensor:
-    """The factor of the squared error at each timestep: (B,) fp32.
+def loss_weights(
+    t: Tensor, schedule: Schedule, prediction: str, kind: str = "simple", gamma: float = 5.0, spread: Tensor | None = None
+) -> Tensor:
+    """The factor of the squared error at each timestep: (B,) fp32; of "preconditioned" (B, C).
 
     All but "simple" are weights w of the squared error of x_0, which is c_out^2 times the squared error of the prediction:
 
@@ -110,6 +112,7 @@ def loss_weights(t: Tensor, schedule: Schedule, prediction: str, kind: str = "si
     Args:
         t: (B,) whole.
         gamma: of "min_snr", "soft_min_snr" and "p2".
+        spread: as in `denoiser.scalings`.
 
     Raises:
         ValueError: an unknown kind or prediction, or a prediction that this schedule excludes.
@@ -129,8 +132,8 @@ def loss_weights(t: Tensor, schedule: Schedule, prediction: str, kind: str = "si
             x0_weight = mean_coefficients(t, schedule)[0] ** 2 / (2 * variance(t, schedule, "beta"))
         case _:
             raise ValueError(f"Unknown loss weighting {kind!r}; expected one of {', '.join(WEIGHTINGS)}.")
-    c_out = scalings(schedule.sigmas.to(t.device)[t], prediction).c_out
-    return (x0_weight * c_out**2).float()
+    c_out = scalings(schedule.sigmas.to(t.device)[t], prediction, spread).c_out
+    return times(c_out**2, x0_weight).float()
 
 
 def gather_with_gradient(features: Tensor) -> Tensor:

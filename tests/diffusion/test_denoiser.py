@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from darkroom.diffusion.denoiser import PREDICTIONS, add_noise, make_denoiser, scalings, target
+from darkroom.diffusion.denoiser import PREDICTIONS, add_noise, denoised, make_denoiser, scalings, target, times
 from darkroom.diffusion.schedule import KINDS, Schedule
 
 SCHEDULE = Schedule.make("scaled_linear", 1000, 0.00085, 0.012)
@@ -112,10 +112,10 @@ def test_the_three_coefficients_recover_the_picture_from_an_exact_prediction(pre
     """c_out is the factor from an error of the prediction to one of x_0: the weights of the loss need it."""
     t = torch.tensor([0, 300, 999])
     latents, noise = draw(3, 1, 2, 2), draw(3, 1, 2, 2, seed=1)
-    sigma = SCHEDULE.sigmas[t].view(-1, 1, 1, 1)
+    sigma = SCHEDULE.sigmas[t]
     _, c_skip, c_out = scalings(sigma, prediction)
     answer = target(latents, noise, t, SCHEDULE, prediction)
-    torch.testing.assert_close(c_skip * (latents + sigma * noise) + c_out * answer, latents)
+    torch.testing.assert_close(times(latents + times(noise, sigma), c_skip) + times(answer, c_out), latents)
 
 
 def test_epsilon_is_refused_where_noise_is_all_there_is_to_see() -> None:
@@ -148,3 +148,48 @@ def test_noised_latents_have_the_mean_and_variance_of_q() -> None:
 def test_an_unknown_prediction_is_refused(use: Callable[[str], object]) -> None:
     with pytest.raises(ValueError, match="Unknown prediction 'x0'; expected one of epsilon, v_prediction, sample, flow"):
         use("x0")
+
+
+# ---- a spread for each channel
+
+SPREAD = torch.tensor([6.0, 0.1], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_preconditioned_network_that_says_its_target_denoises_to_the_clean_latents(kind: str) -> None:
+    schedule = Schedule.make(kind, 1000, 1e-4, 0.02)
+    latents, noise, t = draw(4, 2, 3, 3), draw(4, 2, 3, 3, seed=1), torch.tensor([0, 10, 500, 990])
+    sigma = schedule.sigmas[t]
+    said = target(latents, noise, t, schedule, "preconditioned", SPREAD)
+    seen = add_noise(latents, noise, t, schedule, "preconditioned", SPREAD)
+
+    def net(x: Tensor, _: Tensor) -> Tensor:
+        torch.testing.assert_close(x, seen)
+        return said
+
+    denoise = make_denoiser(net, schedule, "preconditioned", SPREAD)
+    torch.testing.assert_close(denoise(latents + times(noise, sigma), sigma), latents, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(denoised(said, seen, t, schedule, "preconditioned", SPREAD), latents, rtol=1e-6, atol=1e-6)
+
+
+def test_a_preconditioned_network_sees_and_says_numbers_around_one_in_each_channel_and_at_each_noise_level() -> None:
+    for t in torch.tensor([10, 500, 990]):
+        latents, noise, times_of = draw(400, 2, 4, 4) * SPREAD.view(2, 1, 1), draw(400, 2, 4, 4, seed=1), t.expand(400)
+        for function in (add_noise, target):
+            of_channels = function(latents, noise, times_of, SCHEDULE, "preconditioned", SPREAD).square().mean((0, 2, 3)).sqrt()
+            torch.testing.assert_close(of_channels, torch.ones(2, dtype=torch.float64), rtol=0, atol=0.05)
+
+
+def test_without_its_network_the_preconditioned_denoiser_is_the_best_linear_one_of_independent_values() -> None:
+    """The mean of x_0 given x, for x_0 normal with this spread: s^2 / (s^2 + sigma^2) x."""
+    x, sigma = draw(3, 2, 4, 4), torch.tensor([0.1, 1.0, 30.0])
+    found = make_denoiser(lambda x, t: torch.zeros_like(x), SCHEDULE, "preconditioned", SPREAD)(x, sigma)
+    expected = x * (SPREAD**2 / (SPREAD**2 + sigma[:, None] ** 2))[:, :, None, None]
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_preconditioned_with_a_spread_of_one_is_v_prediction_with_the_opposite_sign() -> None:
+    latents, noise, t = draw(4, 2, 3, 3), draw(4, 2, 3, 3, seed=1), torch.tensor([0, 10, 500, 999])
+    given = latents, noise, t, SCHEDULE
+    torch.testing.assert_close(add_noise(*given, "preconditioned"), add_noise(*given, "v_prediction"))
+    torch.testing.assert_close(target(*given, "preconditioned"), -target(*given, "v_prediction"))

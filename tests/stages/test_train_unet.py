@@ -14,11 +14,14 @@ from torch import Tensor
 
 from darkroom.config import TrainVaeParams
 from darkroom.data.latents import LatentShards
+from darkroom.diffusion.diffusion_config import DiffusionConfig
+from darkroom.models.autoencoder import load_autoencoder
 from darkroom.models.unet import UNet2DConditionModel
 from darkroom.models.weights import load_model, save_model
 from darkroom.outline import networks
 from darkroom.params_file import load_params
 from darkroom.provenance import read_index
+from darkroom.sampling.text_to_image import TextToImage
 from darkroom.training.diffusion_task import DiffusionTask
 from tests.tiny_run import make_project, run_stage, write_params
 
@@ -286,3 +289,33 @@ def test_validation_and_pictures_take_no_more_at_a_time_than_training(workspace,
     finetune(workspace, steps=1, batch_size=4, gradient_accumulation=2, num_samples=3, sampling=unguided)
     assert max(seen) == 2
     assert len(LatentShards(workspace / "data" / "latents", "val")) > 2
+
+
+def test_a_preconditioned_u_net_knows_the_spread_of_each_channel_of_its_latents_and_keeps_it_in_finetuning(workspace):
+    write_params(workspace / "params.yaml", **KEPT, train_unet={"prediction": "preconditioned"})
+    run_stage("train_unet", workspace)
+    latents, vae = LatentShards(workspace / "data" / "latents", "train"), load_autoencoder(workspace / "data" / "vae")
+    mean, std = torch.from_numpy(latents.moments(range(len(latents)), [False] * len(latents))).unbind(1)
+    square = vae.normalise(mean).square() + (std * vae.config.scaling_factor).square()
+    spread = DiffusionConfig.load(workspace / "data" / "unet").channel_spread
+    assert spread == pytest.approx(square.mean((0, 2, 3)).sqrt().tolist(), rel=1e-5)
+    assert max(spread) / min(spread) > 1.01
+
+    changed = json.loads((workspace / "data" / "unet" / "diffusion.json").read_text())
+    changed["channel_spread"] = [0.5, 1.0, 2.0, 4.0]  # as if of other photos
+    shutil.rmtree(workspace / "imported" / "unet")
+    shutil.copytree(workspace / "data" / "unet", workspace / "imported" / "unet")
+    (workspace / "imported" / "unet" / "diffusion.json").write_text(json.dumps(changed))
+    (workspace / "imported" / "unet" / "index.json").unlink()  # it would name the change
+    finetune(workspace, prediction="preconditioned")
+    assert DiffusionConfig.load(workspace / "data" / "unet").channel_spread == [0.5, 1.0, 2.0, 4.0]
+
+
+def test_samples_of_a_preconditioned_u_net_depend_on_the_spread(workspace):
+    write_params(workspace / "params.yaml", **KEPT, train_unet={"prediction": "preconditioned"})
+    run_stage("train_unet", workspace)
+    model = TextToImage.load(workspace / "data", torch.device("cpu"))
+    once = model.sample(["a cat"], seeds=[0]).astype(float)
+    assert model.config.channel_spread is not None
+    model.config = model.config.model_copy(update={"channel_spread": [3 * value for value in model.config.channel_spread]})
+    assert once.std() < model.sample(["a cat"], seeds=[0]).astype(float).std()

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from darkroom.diffusion.denoiser import PREDICTIONS, make_denoiser, target
 from darkroom.diffusion.schedule import Schedule
-from darkroom.training.losses import WEIGHTINGS, loss_weights
+from darkroom.training.losses import WEIGHTINGS, loss_weights, weighted_squared_error
 
 SCHEDULE = Schedule.make("scaled_linear", 1000, 0.00085, 0.012)
 TIMES = torch.tensor([0, 200, 600, 999])
@@ -34,7 +34,7 @@ X0_WEIGHTS = {
 def test_a_weighting_weighs_the_error_of_x_0_alike_for_every_prediction(kind: str, prediction: str) -> None:
     weights = loss_weights(TIMES, SCHEDULE, prediction, kind, gamma=5.0)
     assert weights.dtype == torch.float32
-    torch.testing.assert_close(weights.double(), X0_WEIGHTS[kind] * x0_error_per_error(prediction), rtol=1e-5, atol=0)
+    torch.testing.assert_close(weights.double().flatten(), X0_WEIGHTS[kind] * x0_error_per_error(prediction), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -84,3 +84,14 @@ def test_an_unknown_weighting_is_refused() -> None:
 def test_an_unknown_prediction_is_refused() -> None:
     with pytest.raises(ValueError, match="Unknown prediction 'x0'; expected one of epsilon, v_prediction, sample, flow"):
         loss_weights(torch.tensor([0]), SCHEDULE, "x0")
+
+
+def test_each_channel_of_a_preconditioned_network_has_the_weight_of_its_error_of_x_0() -> None:
+    spread = torch.tensor([6.0, 0.1], dtype=torch.float64)
+    weights = loss_weights(TIMES, SCHEDULE, "preconditioned", "min_snr", gamma=5.0, spread=spread)
+    sigma = SCHEDULE.sigmas[TIMES][:, None]
+    expected = (1 / sigma**2).clamp(max=5.0) * sigma**2 * spread**2 / (sigma**2 + spread**2)
+    torch.testing.assert_close(weights.double(), expected, rtol=1e-5, atol=0)
+    wrong = torch.randn((len(TIMES), 2, 4, 4), generator=torch.Generator().manual_seed(0))
+    found = weighted_squared_error(wrong, torch.zeros_like(wrong), weights)
+    torch.testing.assert_close(found, (weights[:, :, None, None] * wrong.square()).mean((1, 2, 3)))
