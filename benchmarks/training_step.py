@@ -1,4 +1,4 @@
-"""One optimizer step of the toy's U-Net: fp32 or bf16, fused or plain attention, cached or encoded inputs, diffusers or ours."""
+"""A step of the toy's U-Net: fp32 or bf16, fused or plain attention, cached or encoded inputs, diffusers or ours; Muon's part of it."""
 
 from collections.abc import Callable, Iterator
 from unittest.mock import patch
@@ -13,7 +13,7 @@ from darkroom.models import layers
 from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.models.clip import ClipTowers
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
-from darkroom.training.optimizer import make_optimizer
+from darkroom.training.optimizer import iterated, iterated_by_gram, make_optimizer
 
 BATCH = 64
 CLIP = {"embed_dim": 64, "image_size": 32, "patch_size": 8, "vision_width": 96, "vision_layers": 3, "text_width": 96, "text_layers": 2}
@@ -83,3 +83,9 @@ def ratios() -> Iterator[Ratio]:
         return net(mean, timesteps, text)
 
     yield measure("U-Net step, bf16", {"encode each step": step(net, encoded, bf16=True), "cached": plain})
+
+    kernel = torch.randn(256, 256 * 9)
+    yield measure(
+        "Muon's direction of a 256 x 2304 matrix",
+        {"matrix iterated": lambda: iterated(kernel), "Gram matrix iterated": lambda: iterated_by_gram(kernel)},
+    )

@@ -13,6 +13,7 @@ from darkroom.param_groups import (
     AdversarialParams,
     ClipModel,
     Count,
+    DenoisedPerceptualParams,
     FeatureParams,
     Fraction,
     LinearModel,
@@ -74,7 +75,8 @@ class IngestParams(Section):
 
     @model_validator(mode="after")
     def _subject_is_cropped_to(self) -> "IngestParams":
-        if "{subject" in self.caption_template and self.crop == "centre":
+        names_subject = "{subject" in self.caption_template.replace("{{", "")  # two braces are a brace itself
+        if names_subject and self.crop == "centre":
             raise ValueError("caption_template names {subject}, which only crop: subject finds; set crop: subject, or another template")
         if self.subject and self.crop == "centre":
             raise ValueError("subject means nothing with crop: centre; set crop: subject, or leave subject: []")
@@ -212,6 +214,9 @@ class TrainUnetParams(TrainingParams):
     loss_weighting: choices.LossWeighting = Field("min_snr", description="Weight of each timestep in the loss")
     min_snr_gamma: Positive = Field(5.0, description="For min_snr and soft_min_snr: weights fall above this signal-to-noise ratio")
     p2_gamma: NotNegative = Field(1.0, description="For p2: the larger, the less nearly clean timesteps count")
+    perceptual: DenoisedPerceptualParams = group(
+        DenoisedPerceptualParams, "Loss on the features of a classifier, of decoded denoised latents"
+    )
     timesteps: choices.TimestepDraw = Field("uniform", description="How training draws timesteps; quasi_random = more evenly per batch")
     lognormal_mean: float = Field(0.0, description="For lognormal: mean of log sigma")
     lognormal_std: Positive = Field(1.0, description="For lognormal: standard deviation of log sigma")

@@ -94,6 +94,12 @@ class PerceptualParams(ClassifierPixels):
         return self
 
 
+class DenoisedPerceptualParams(PerceptualParams):
+    max_sigma: Positive = Field(
+        2.0, description="Highest noise level at which it counts, as standard deviation of the noise over that of the latents"
+    )
+
+
 class AdversarialParams(Section):
     weight: NotNegative = Field(0.0, description="Weight in the loss, times the ratio of gradients that balances it; 0 = off")
     start_step: Count = Field(0, description="First step with the discriminator: when reconstructions no longer improve")

@@ -120,9 +120,9 @@ def explanation(field: FieldInfo) -> str:
 
 
 def _entries_of(section: type[Section], values: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[Entry]:
-    inherited = {key for base in section.__bases__ for key in getattr(base, "model_fields", {})}
-    fields = section.model_fields
-    for key in [*(key for key in fields if key not in inherited), *(key for key in fields if key in inherited)]:
+    """Of the class's own fields first, then those of its base, then those of the base's base."""
+    fields, bases = section.model_fields, section.__mro__
+    for key in sorted(fields, key=lambda key: max(depth for depth, base in enumerate(bases) if key in getattr(base, "model_fields", {}))):
         inner = inner_section(fields[key])
         yield Entry((*keys, key), None if inner else values[key], inner is not None, explanation(fields[key]))
         if inner:

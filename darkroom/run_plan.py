@@ -26,12 +26,14 @@ from darkroom.data.doctor import list_files
 from darkroom.data.picture import PictureStyle, develop, image_suffixes
 from darkroom.data.workers import num_cores
 from darkroom.device import best_device, use_bf16
+from darkroom.models.classifier import SHIPPED_SIDE, SHIPPED_SMALL_SIDE, SMALL
 from darkroom.outline import Part, networks, not_here
 from darkroom.training.optimizer import newton_schulz_flop
 
 PROBE_FLOP = {"cpu": 1e10}  # that a measurement of the speed may take
 PROBE_FLOP_OF_OTHERS = 1e12
-CLASSIFIER_FLOP = 1.6e9  # of SqueezeNet 1.0 at 227 px, through which evaluation passes each picture
+CLASSIFIER_FLOP = {SHIPPED_SIDE: 1.67e9, SHIPPED_SMALL_SIDE: 0.81e9}  # of SqueezeNet 1.0, by the side to which it gets a picture
+COMPARISON_FLOP = 8e4  # of a perceptual loss by SqueezeNet, per px: both images, and the gradient of one
 LOOK_AREA = 1.4  # of a whole photo in which ingest looks for the subject, in squares of that side
 LOOKS_FOR_WORDS = 224  # at photos and spoilt photos, before it knows the classes of the subject
 LOOKS = 6  # of evaluation at a held-out photo: itself, its reconstruction and four spoilt copies
@@ -120,12 +122,19 @@ def costs(sections: Mapping[str, Any], parts: Mapping[str, Part], machine: Machi
     drawn = previews * unet.num_samples * passes(unet.sampling) * denoiser.flop
     cached = num_photos * (1 + cache.flip) * vae.flop / 2 + held_out * vae.flop
     samples = evaluate.num_samples * (passes(evaluate.sampling) * denoiser.flop + vae.flop / 2) + held_out * (3 * denoiser.flop + vae.flop)
-    looks = (num_photos + evaluate.num_samples + LOOKS * held_out) * CLASSIFIER_FLOP
+    look = CLASSIFIER_FLOP[SHIPPED_SMALL_SIDE if ingest.side <= SMALL else SHIPPED_SIDE]
+    looks = (num_photos + evaluate.num_samples + LOOKS * held_out) * look
     workers = ingest.num_workers or num_cores()
-    searched = (num_photos + LOOKS_FOR_WORDS) * CLASSIFIER_FLOP * LOOK_AREA if ingest.crop == "subject" else 0.0
+    searched = (num_photos + LOOKS_FOR_WORDS) * CLASSIFIER_FLOP[SHIPPED_SIDE] * LOOK_AREA if ingest.crop == "subject" else 0.0
     seconds = machine.start + num_photos * photo_seconds / workers + searched / machine.speed["train_vae"]
     found = [Cost("ingest", seconds, flop=searched)]
-    for stage, extra in (("train_clip", 0.0), ("train_vae", 0.0), ("train_unet", drawn)):
+    compared = COMPARISON_FLOP * ingest.side**2
+    of_vae, of_unet = (params.steps * params.batch_size * bool(params.perceptual.weight) for params in (sections["train_vae"], unet))
+    for stage, extra in (
+        ("train_clip", 0.0),
+        ("train_vae", of_vae * compared),
+        ("train_unet", drawn + of_unet * (compared + 3 * vae.flop / 2)),
+    ):
         if stage in parts:
             found.append(training_cost(parts[stage], sections[stage], machine, validated=min(held_out, VALIDATED), extra=extra))
     found.append(_cost("cache_latents", cached, machine, "train_vae"))
@@ -145,7 +154,7 @@ def _cost(stage: str, flop: float, machine: Machine, like: str) -> Cost:
 
 
 def training_cost(part: Part, params: TrainingParams, machine: Machine, *, validated: int, extra: float) -> Cost:
-    """Of a training stage; `extra` is its FLOP for previews."""
+    """Of a training stage; `extra` is its FLOP for previews and perceptual losses."""
     again = 1 if getattr(params, "gradient_checkpointing", False) else 0
     steps = params.steps if part.trained else 0
     flop = part.flop * ((3 + again) * steps * params.batch_size + validated * (steps // params.val_every + 1)) + extra

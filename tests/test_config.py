@@ -242,6 +242,17 @@ def test_a_caption_of_the_subject_without_a_crop_to_it_says_what_to_do(tmp_path:
     assert load_params(write(tmp_path, content))
 
 
+@pytest.mark.parametrize(("template", "asks"), [("a {{subject}}", False), ("a {{{{subject:cat}}}}", False), ("a {{{subject:cat}}}", True)])
+def test_a_brace_itself_before_the_word_subject_asks_for_no_crop(
+    tmp_path: Path, content: dict[str, Any], template: str, asks: bool
+) -> None:
+    content["ingest"]["caption_template"] = template
+    if asks:
+        assert "caption_template names {subject}" in refused(tmp_path, content)
+    else:
+        assert load_params(write(tmp_path, content))
+
+
 def test_a_subject_without_a_crop_to_it_says_what_to_do(tmp_path: Path, content: dict[str, Any]) -> None:
     content["ingest"]["subject"] = ["tabby", 285]
     assert "`ingest`: subject means nothing with crop: centre; set crop: subject, or leave subject: []" in refused(tmp_path, content)

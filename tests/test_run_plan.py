@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,12 +14,27 @@ from torch.utils.flop_counter import FlopCounterMode
 from darkroom.cli import main
 from darkroom.demo.toy_cats import draw_toy_cats
 from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from darkroom.models.classifier import CHUNK, Classifier
 from darkroom.models.clip import ClipTowers
+from darkroom.models.perceptual import PerceptualDistance
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import save_model
 from darkroom.outline import Part, networks, not_here
+from darkroom.param_groups import PerceptualParams
 from darkroom.params_file import checked, defaults, merged, read_preset
-from darkroom.run_plan import SHARE, Machine, as_time, costs, find_photos, latents_bytes, measure_photo, measure_speed, passes, plan_lines
+from darkroom.run_plan import (
+    LOOKS,
+    SHARE,
+    Machine,
+    as_time,
+    costs,
+    find_photos,
+    latents_bytes,
+    measure_photo,
+    measure_speed,
+    passes,
+    plan_lines,
+)
 from darkroom.training.optimizer import LEAST_SIDE, orthogonalised
 from tests.tiny_run import CHANGES, write_params
 
@@ -103,6 +119,20 @@ def test_muon_takes_the_arithmetic_of_its_matrix_products() -> None:
     assert cost("train_unet", given, machine()).flop == plain.flop + 4 * counter.get_total_flops()  # four steps
 
 
+@pytest.mark.parametrize("side", [64, 128])
+def test_the_perceptual_loss_takes_the_arithmetic_of_its_classifier(side: int) -> None:
+    distance = PerceptualDistance.build(PerceptualParams(weight=0.1), size=side)
+    images = torch.rand(1, 3, side, side, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        distance(images.detach(), images).sum().backward()
+    plain, with_it = ({"ingest": {"side": side}, "train_unet": {"perceptual": {"weight": weight}}} for weight in (0.0, 0.1))
+    extra = cost("train_unet", sections(**with_it), machine()).flop - cost("train_unet", sections(**plain), machine()).flop
+    given = sections(**with_it)
+    decoded = 3 * networks(given)["train_vae"].flop / 2
+    images_seen = given["train_unet"].steps * given["train_unet"].batch_size
+    assert extra / images_seen - decoded == pytest.approx(counter.get_total_flops(), rel=0.12)
+
+
 def test_gradient_checkpointing_takes_a_third_more_arithmetic_and_less_memory() -> None:
     plain, less = (
         cost("train_unet", sections(), machine()),
@@ -132,6 +162,17 @@ def test_the_search_for_the_subject_takes_time() -> None:
     assert without.flop == 0
     assert 1000 * 1.6e9 < looked.flop < 3000 * 1.6e9
     assert looked.seconds > without.seconds
+
+
+@pytest.mark.parametrize("side", [64, 68])
+def test_evaluation_looks_at_pictures_with_the_arithmetic_of_the_classifier_at_their_side(side: int) -> None:
+    with FlopCounterMode(display=False) as counter:
+        Classifier.shipped().features_and_scores(np.zeros((CHUNK, side, side, 3), np.uint8))
+    given = sections(ingest={"side": side, "val_fraction": 0.1})
+    parts = networks(given)
+    few, many = (cost("evaluate", given, machine(), num_photos=num).flop for num in (100, 1100))
+    of_the_model = 100 * (3 * parts["train_unet"].flop + parts["train_vae"].flop)  # of the held-out photos
+    assert many - few - of_the_model == pytest.approx((1000 + LOOKS * 100) * counter.get_total_flops() / CHUNK, rel=0.01)
 
 
 def test_latents_take_the_disk_that_is_foretold() -> None:

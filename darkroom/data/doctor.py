@@ -15,8 +15,8 @@ from PIL import Image
 from darkroom.config import IngestParams
 from darkroom.data.captions import METADATA_NAMES, TEMPLATE, Caption, CaptionFinder
 from darkroom.data.colours import background_colour
-from darkroom.data.picture import Crop, Find, Picture, PictureStyle, Reason, Rejection, crop_side, develop, image_suffixes, looks_like_image
-from darkroom.data.shards import MAX_FULL
+from darkroom.data.picture import Find, Picture, PictureStyle, Reason, Rejection, develop, image_suffixes, looks_like_image
+from darkroom.data.shards import MAX_FULL, Crop, crop_side
 from darkroom.data.workers import in_order
 from darkroom.progress import progress
 

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from darkroom.config import IngestParams
 from darkroom.data.decoding import FORMATS, TGA_SUFFIXES, Box, Decoded, Refused, decoded
-from darkroom.data.shards import FULL_SIDE, is_below
+from darkroom.data.shards import FULL_SIDE, Crop, crop_side, is_below
 from darkroom.provenance import hash_file
 
 UNSUPPORTED = {
@@ -33,7 +33,6 @@ FULL_QUALITY = 95  # JPEG quality of a picture at full size
 Reason = Literal["unreadable", "unsupported", "too_large", "too_small", "caption_too_long", "caption_unreadable", "file_name"]
 Result = TypeVar("Result")
 
-Crop = tuple[int, int, int, int]  # left, top, right, bottom of a square, px of the upright photo at its own size
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 Seen = tuple[Box, float, str]  # where the subject of a picture is, as shares of its sides; how certain that is, 0 to 1; a word for it
 Find = Callable[[np.ndarray], Seen | None]
@@ -226,11 +225,6 @@ def square_around(box: Box, whole: tuple[int, int], *, least: int) -> Crop:
     left = min(max(round((box[0] + box[2]) * width / 2 - side / 2), 0), width - side)
     top = min(max(round((box[1] + box[3]) * height / 2 - side / 2), 0), height - side)
     return left, top, left + side, top + side
-
-
-def crop_side(crop: Crop | None, whole: tuple[int, int]) -> int:
-    """Side of the square that was cut out of a photo, px; that of the middle one if there is no `crop`."""
-    return crop[2] - crop[0] if crop else min(whole)
 
 
 def _needed(side: int, box: Box) -> int:

@@ -22,6 +22,7 @@ from PIL import Image
 
 from darkroom.provenance import read_index
 
+Crop = tuple[int, int, int, int]  # left, top, right, bottom of a square, px of the upright photo at its own size
 Sample = Mapping[str, str | bytes]  # "__key__" (unique, no dot) and members: name -> bytes
 IMAGE_MEMBERS = {"png": "png", "jpeg": "jpg"}  # image format -> name of the member
 FULL_MEMBER = "full.jpg"  # the picture of some photos at full size, where that is larger than the working side
@@ -117,6 +118,14 @@ def split_by_hash(hashes: Sequence[str], val_fraction: float) -> dict[str, list[
 def is_below(digest: str, share: float) -> bool:
     """Whether a sha256 hex digest, as a fraction of the largest one, is below `share`."""
     return int(digest[:16], 16) < share * 2**64
+
+
+def crop_side(crop: Crop | None, whole: tuple[int, int]) -> int:
+    """Side of the square that was cut out of a photo, px; that of the middle one if there is no `crop`.
+
+    `whole` is (height, width) of the upright photo, px.
+    """
+    return crop[2] - crop[0] if crop else min(whole)
 
 
 def num_shards_for(num_samples: int, samples_per_shard: int) -> int:
@@ -269,8 +278,7 @@ class ImageShards:
     def _is_small(self, i: int) -> bool:
         """Whether the shard holds all that can be seen of a photo."""
         fields = self._reader.json(i)
-        left, _, right, _ = fields.get("crop") or (0, 0, min(fields["width"], fields["height"]), 0)
-        return min(right - left, FULL_SIDE) <= self.size
+        return min(crop_side(fields.get("crop"), (fields["height"], fields["width"])), FULL_SIDE) <= self.size
 
     def _decode(self, i: int, member: str) -> np.ndarray:
         with Image.open(io.BytesIO(self._reader.member(i, member))) as image:

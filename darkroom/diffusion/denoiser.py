@@ -107,6 +107,21 @@ def target(latents: Tensor, noise: Tensor, t: Tensor, schedule: Schedule, predic
     return times(noise, alphas_cumprod.sqrt()) - times(latents, (1 - alphas_cumprod).sqrt())  # Salimans & Ho 2022, section 4
 
 
+def denoised(output: Tensor, x: Tensor, t: Tensor, schedule: Schedule, prediction: str) -> Tensor:
+    """D of a network's output for its input `x`, both at the network's scale: with `target(...)` as output, x_0 of `add_noise(...)`.
+
+    Args:
+        output: (B, C, h, w), what the network predicts.
+        x: (B, C, h, w), of `add_noise`.
+        t: (B,), integers.
+
+    Raises:
+        ValueError: an unknown prediction.
+    """
+    c_in, c_skip, c_out = scalings(schedule.sigmas.to(t.device)[t], prediction)
+    return times(x, c_skip / c_in) + times(output, c_out)
+
+
 def times(x: Tensor, factor: Tensor) -> Tensor:
     """x (B, ...) times one factor for all samples or one for each, in the dtype of x."""
     return x * factor.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.stats import binomtest, fisher_exact
 
 from darkroom.data.shards import MAX_FULL, ImageShards
-from darkroom.evaluation.canaries import mean_colour
+from darkroom.evaluation.canaries import TiledImages, mean_colour
 from darkroom.evaluation.features import Images, ImageSource, MappedImages
 from darkroom.evaluation.story import Funnel, FunnelStep
 from darkroom.models.classifier import CHUNK, Classifier, class_names, class_numbers
@@ -100,11 +100,11 @@ def measure_recognised(
     if len(pictures.held_out.with_full_size):
         seen = {"photos at full size": see(FullSize(pictures.held_out), MAX_FULL, "photos at full size")} | seen
     many = max(pictures.train, pictures.held_out, key=len)  # a handful of held-out photos would leave chance open
-    chance = see(MappedImages(many, mean_colour), MAX_FULL, "mean colours")
+    chance = see(TiledImages(many), MAX_FULL, "shuffled photos")
     seen["reconstructions"] = see(pictures.reconstructions, MAX_COUNTED, "reconstructions")
     seen["samples"] = see(pictures.samples, MAX_COUNTED, "samples") if seen_samples is None else seen_samples
     steps = [count(name, found, subject) for name, found in seen.items()]
-    return summarise(steps, count("pictures of one colour", chance, subject), called(subject) + remark)
+    return summarise(steps, count("photos of shuffled tiles", chance, subject), called(subject) + remark)
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def count(name: str, seen: Classes, subject: Sequence[int]) -> FunnelStep:
 
 
 def summarise(steps: Sequence[FunnelStep], chance: FunnelStep, called: str) -> Recognised:
-    """The metrics and the funnel of the last three or four steps; neither if photos are not recognised more often than mean colours."""
+    """The metrics and the funnel of the last three or four steps; neither if photos are not recognised more often than shuffled."""
     first, photos, decoded, samples = steps[0], *steps[-3:]
     if first.low <= chance.high:
         sentence = f"Nothing is counted, because the classifier recognises {_percent(first)}, and {_percent(chance)}. {called}"

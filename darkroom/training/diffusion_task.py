@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from darkroom.config import TrainUnetParams
 from darkroom.data.latents import LatentShards
-from darkroom.diffusion.denoiser import add_noise, target
+from darkroom.diffusion.denoiser import add_noise, denoised, target
 from darkroom.diffusion.schedule import Schedule
 from darkroom.models.autoencoder import Autoencoder
+from darkroom.models.perceptual import PerceptualDistance
 from darkroom.models.unet import UNet2DConditionModel
 from darkroom.training.draws import normal, quasi_uniform, shuffled, uniform
 from darkroom.training.losses import loss_weights, weighted_squared_error
@@ -32,7 +33,12 @@ class RandomDraws:
 
 
 class DiffusionTask:
-    """The denoising loss on cached latents: the squared error of the prediction, weighted by timestep (`loss_weights`)."""
+    """The denoising loss on cached latents: the squared error of the prediction, weighted by timestep (`loss_weights`).
+
+    With `perceptual.weight` there is a second term: how different the decoded denoised latents look from the decoded latents, where the
+    noise is at most `perceptual.max_sigma` (Ma et al. 2026, arXiv:2602.02493, section 3.3). At more noise the denoised latents are
+    a mean of many images, and to demand sharp features of a mean would cost variety.
+    """
 
     def __init__(
         self,
@@ -51,6 +57,12 @@ class DiffusionTask:
         self.vae = vae
         self.schedule = schedule
         self.num_samples = len(train)
+        self.perceptual = self._perceptual_distance() if params.perceptual.weight else None
+
+    def _perceptual_distance(self) -> PerceptualDistance:
+        self.vae.eval().requires_grad_(False)  # gradients flow through it
+        size = self.train.latent_shape[-1] * self.vae.config.stride
+        return PerceptualDistance.build(self.params.perceptual, size=size, section="train_unet.perceptual")
 
     def batch(self, positions: range) -> Batch:
         """Every random draw is a function of (seed, position)."""
@@ -94,7 +106,26 @@ class DiffusionTask:
     def loss(self, net: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         prediction = net(batch["x"], batch["timesteps"], batch["context"])
         errors = weighted_squared_error(prediction, batch["target"], batch["weights"])
-        return errors.mean(), self._by_quarter(errors.detach(), batch["timesteps"])
+        loss, logged = errors.mean(), self._by_quarter(errors.detach(), batch["timesteps"])
+        if self.perceptual is None:
+            return loss, logged
+        distance = self._looks_different(self.perceptual, prediction, batch)
+        logged |= {"loss": loss.detach(), "perceptual": distance.detach()}
+        return loss + self.params.perceptual.weight * distance, logged
+
+    def _looks_different(self, distance: PerceptualDistance, prediction: Tensor, batch: Batch) -> Tensor:
+        """The mean over the batch, a scalar; a sample at too high a noise level counts as 0 and costs nothing."""
+        vae = self.vae.to(prediction.device)
+        sigma = self.schedule.sigmas.to(prediction.device)[batch["timesteps"]]
+        near = (sigma <= self.params.perceptual.max_sigma).nonzero()[:, 0]
+        x, t = batch["x"][near], batch["timesteps"][near]
+
+        def image(output: Tensor) -> Tensor:
+            return vae.decode(vae.denormalise(denoised(output, x, t, self.schedule, self.params.prediction)))
+
+        if not len(near):
+            return prediction.new_zeros(())
+        return distance(image(batch["target"][near]), image(prediction[near].float())).sum() / len(prediction)
 
     def _by_quarter(self, errors: Tensor, timesteps: Tensor) -> dict[str, Tensor]:
         """Sum and count (2,) of the errors (B,) in each quarter of time; quarter 1 has the least noise."""

@@ -53,7 +53,7 @@ def processes_of(stage: str, arguments: list[str]) -> int:
     section = load_params(parser.parse_known_args(arguments)[0].params).get(stage)
     number: int | None = getattr(section, "num_processes", None)
     if number is None:
-        raise ValueError(f"{stage} has no parameter num_processes: give --num_processes, or start it without the launcher.")
+        raise ValueError(f"{stage} has no parameter num_processes: start it without the launcher.")
     return number
 
 
@@ -61,14 +61,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m darkroom.training.launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--num_processes", type=int, help="processes over all machines, one per device (default: as params.yaml says)")
     parser.add_argument("module", help="module of the stage, e.g. stages.train_unet")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the stage")
     given = parser.parse_args()
     config_file = os.environ.get("ACCELERATE_CONFIG_FILE")
     stage = given.module.removeprefix("stages.")
     try:
-        num_processes = given.num_processes or processes_of(stage, given.arguments)
+        num_processes = processes_of(stage, given.arguments)
     except ValueError as error:
         sys.exit(f"{stage}: {error}")
     line = command(given.module, given.arguments, num_processes=num_processes, config_file=config_file)

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from darkroom.choices import OptimizerName
 
-LEAST_SIDE = 32  # rows and columns of a matrix that Muon takes; smaller ones gain nothing
+LEAST_SIDE = 32  # rows and columns of a matrix that Muon takes; AdamW takes smaller ones
 MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of Jordan et al. 2024: singular values from 0.01 to 1 go to about 0.7 to 1.2 in 5 steps
 NEWTON_SCHULZ_STEPS = 5
+LEAST_NORM = 1e-7  # a gradient of zeros stays zeros
 ADAM_SIZE = 0.2  # root mean square of a step of AdamW, over its learning rate (Liu et al. 2025)
 
 
@@ -46,23 +47,55 @@ class Muon(torch.optim.AdamW):
 def orthogonalised(matrix: Tensor) -> Tensor:
     """U V^T of the singular value decomposition U S V^T of (M, N), about: singular values become 0.7 to 1.2.
 
-    By Newton-Schulz iterations, in bf16 on a GPU.
+    By Newton-Schulz iterations, in bf16 on a GPU. On the CPU a wide matrix X is not iterated itself: each iteration multiplies it
+    from the left by a polynomial of X X^T, and the product Q of these small matrices gives Q X at the end.
     """
-    a, b, c = NEWTON_SCHULZ
-    x = matrix.bfloat16() if matrix.is_cuda else matrix
-    is_tall = x.shape[0] > x.shape[1]
-    x = x.T if is_tall else x
-    x = x / (x.norm() + 1e-7)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if is_tall else matrix
+    x = iterated_by_gram(x) if not matrix.is_cuda and _is_wide(*x.shape) else iterated(x.bfloat16() if matrix.is_cuda else x)
     return (x.T if is_tall else x).to(matrix.dtype)
 
 
+def _is_wide(rows: int, columns: int) -> bool:
+    """Whether `iterated_by_gram` needs less arithmetic than `iterated`: see `newton_schulz_flop`."""
+    return columns > 1.5 * rows
+
+
+def iterated(x: Tensor) -> Tensor:
+    """Newton-Schulz iterations of (M, N), M <= N, of the norm 1."""
+    a, b, c = NEWTON_SCHULZ
+    x = x / (x.norm() + LEAST_NORM)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+def iterated_by_gram(x: Tensor) -> Tensor:
+    """As `iterated`. With P = a I + b G + c G^2 an iteration is X -> P X and G = X X^T -> P G P; all P and G commute."""
+    a, b, c = NEWTON_SCHULZ
+    gram = x @ x.T
+    norm = gram.trace().sqrt() + LEAST_NORM
+    gram = gram / norm.square()
+    factors: list[Tensor] = []
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = factors[-1] @ gram @ factors[-1] if factors else gram
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        factors.append(factor)
+    return (torch.linalg.multi_dot(factors) @ x) / norm
+
+
 def newton_schulz_flop(net: nn.Module) -> float:
-    """Arithmetic of `orthogonalised` for all matrices that Muon takes of `net`, in a step."""
-    shapes = [tuple(parameter.flatten(1).shape) for parameter in _matrices(net)]
-    return float(sum(NEWTON_SCHULZ_STEPS * (4 * min(shape) ** 2 * max(shape) + 2 * min(shape) ** 3) for shape in shapes))
+    """Arithmetic of `orthogonalised` on the CPU for all matrices that Muon takes of `net`, in a step."""
+
+    def flop(side: int, length: int) -> float:
+        if _is_wide(side, length):
+            return 4.0 * side**2 * length + (8 * NEWTON_SCHULZ_STEPS - 6) * side**3
+        return NEWTON_SCHULZ_STEPS * (4.0 * side**2 * length + 2 * side**3)
+
+    shapes = [parameter.flatten(1).shape for parameter in _matrices(net)]
+    return sum(flop(min(shape), max(shape)) for shape in shapes)
 
 
 def _matrices(net: nn.Module) -> list[nn.Parameter]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from darkroom.config import TrainUnetParams
 from darkroom.data.latents import LatentShards, caption_key, write_captions, write_latents
@@ -160,3 +161,77 @@ def test_the_quarters_of_the_held_out_loss_are_equally_large_parts_of_it(make):
     quarters = [found[f"loss_quarter_{number}"] for number in (1, 2, 3, 4)]
     assert sum(quarters) / 4 == pytest.approx(found["loss"], rel=0.05)
     assert len(set(quarters)) == 4
+
+
+# ---- the perceptual term
+
+LOOK = {"weight": 0.5, "layers": ["features.1"], "max_sigma": 1.0}
+
+
+class Says(nn.Module):
+    """A network that gives the target, `wrong` by a constant for samples of this mask."""
+
+    def __init__(self, batch: dict[str, torch.Tensor], wrong: torch.Tensor) -> None:
+        super().__init__()
+        self.off = nn.Parameter(torch.tensor(0.5))
+        self.answer, self.wrong = batch["target"], wrong.float().view(-1, 1, 1, 1)
+
+    def forward(self, *_: torch.Tensor) -> torch.Tensor:
+        return self.answer + self.off * self.wrong
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_denoised_latents_that_look_wrong_cost_where_there_is_little_noise(make, prediction):
+    task = make(prediction=prediction, perceptual=LOOK)
+    batch = task.batch(range(32))
+    near = task.schedule.sigmas[batch["timesteps"]] <= 1.0
+    assert 0 < near.sum() < 32
+
+    def perceptual(wrong: torch.Tensor) -> float:
+        return float(task.loss(Says(batch, wrong), batch)[1]["perceptual"])
+
+    assert perceptual(torch.zeros(32)) == pytest.approx(0, abs=1e-9)
+    assert perceptual(~near) == pytest.approx(0, abs=1e-9)
+    assert perceptual(near) > 1e-4
+    first = near & (near.cumsum(0) == 1)
+    assert perceptual(near) == pytest.approx(perceptual(first) + perceptual(near & ~first), rel=1e-4)  # a mean over the whole batch
+
+
+def test_the_perceptual_term_is_added_with_its_weight_and_the_curves_keep_the_loss_of_the_validation(make):
+    task = make(perceptual=LOOK)
+    batch = task.batch(range(16))
+    network = Says(batch, torch.ones(16))
+    total, logged = task.loss(network, batch)
+    plain, without = make(perceptual={"weight": 0.0}).loss(network, batch)
+    assert float(logged["loss"]) == plain.item()
+    assert total.item() == pytest.approx(plain.item() + 0.5 * float(logged["perceptual"]))
+    assert "perceptual" not in without
+
+
+def test_the_gradient_of_the_perceptual_term_goes_through_the_decoder_to_the_network_alone(make):
+    def gradient(weight: float) -> torch.Tensor:
+        torch.manual_seed(0)  # the same decoder
+        task = make(perceptual=LOOK | {"weight": weight})
+        batch = task.batch(range(16))
+        network = Says(batch, torch.ones(16))
+        task.loss(network, batch)[0].backward()
+        assert not any(weight.grad is not None for weight in task.vae.parameters())
+        assert network.off.grad is not None
+        return network.off.grad
+
+    plain, once, twice = (gradient(weight) for weight in (0.0, 0.5, 1.0))
+    assert abs(once - plain) > 1e-5
+    torch.testing.assert_close(twice - plain, 2 * (once - plain))
+
+
+def test_a_batch_of_much_noise_has_no_perceptual_term(make):
+    task = make(perceptual=LOOK | {"max_sigma": 1e-6})
+    batch = task.batch(range(4))
+    total, logged = task.loss(Says(batch, torch.ones(4)), batch)
+    assert float(logged["perceptual"]) == 0
+    assert float(total.detach()) == float(logged["loss"])
+
+
+def test_a_classifier_that_photos_are_too_small_for_is_named_by_its_parameter(make):
+    with pytest.raises(ValueError, match=r"train_unet\.perceptual: images of 16 px are too small"):
+        make(perceptual={"weight": 0.5})

@@ -1,9 +1,10 @@
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from darkroom.training.launch import command, place, processes_of
+from darkroom.training.launch import command, main, place, processes_of
 from tests.tiny_run import write_params
 
 
@@ -48,5 +49,23 @@ def test_another_number_of_processes_than_asked_for_is_refused(monkeypatch):
 def test_the_number_of_processes_is_that_of_the_parameters(tmp_path: Path) -> None:
     write_params(tmp_path / "other.yaml", train_unet={"num_processes": 2})
     assert processes_of("train_unet", ["--data", "d", "--params", str(tmp_path / "other.yaml")]) == 2
-    with pytest.raises(ValueError, match="ingest has no parameter num_processes: give --num_processes"):
+    with pytest.raises(ValueError, match="ingest has no parameter num_processes: start it without the launcher"):
         processes_of("ingest", ["--params", str(tmp_path / "other.yaml")])
+
+
+def test_the_parameters_alone_say_how_many_processes_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr("darkroom.training.launch.os.execv", lambda _, line: started.append(line))
+    monkeypatch.delenv("ACCELERATE_CONFIG_FILE", raising=False)
+    write_params(tmp_path / "params.yaml", train_unet={"num_processes": 2})
+    arguments = ["--params", str(tmp_path / "params.yaml")]
+    monkeypatch.setattr(sys, "argv", ["launch", "stages.train_unet", *arguments])
+    main()
+    assert started == [command("stages.train_unet", arguments, num_processes=2, config_file=None)]
+    monkeypatch.setattr(sys, "argv", ["launch", "--num_processes", "3", "stages.train_unet", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    assert "unrecognized arguments: --num_processes" in capsys.readouterr().err
+    assert len(started) == 1

@@ -2,7 +2,6 @@ import csv
 import os
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from darkroom.tracking.tracker import NullTracker
+from darkroom.training.launch import command
 from darkroom.training.loop import Curves, Interrupted, train
 from tests.training.line_task import LineTask, line_params
 
@@ -191,10 +191,10 @@ torch.save(torch.cat([p.detach().flatten() for p in task.net.parameters()]), Pat
 
 def test_two_processes_train_the_same_weights_as_one(tmp_path):
     (tmp_path / "two_processes.py").write_text(TWO_PROCESSES)
-    command = [sys.executable, "-m", "darkroom.training.launch", "--num_processes", "2", "two_processes", str(tmp_path)]
+    line = command("two_processes", [str(tmp_path)], num_processes=2, config_file=None)
     root = str(Path(__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), root])}
-    result = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=180)
+    result = subprocess.run(line, env=environment, cwd=root, capture_output=True, text=True, timeout=180)
     assert result.returncode == 0, result.stderr
     one = LineTask()
     fit(one, tmp_path / "one")

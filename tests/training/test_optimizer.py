@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from darkroom.training.optimizer import LEAST_SIDE, Ema, learning_rate, make_optimizer, orthogonalised
+from darkroom.training.optimizer import LEAST_SIDE, NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS, Ema, learning_rate, make_optimizer, orthogonalised
 
 
 def test_learning_rate_warms_up_then_holds_or_falls_to_zero():
@@ -73,13 +73,32 @@ def test_only_trained_parameters_are_optimised(kind):
 
 def test_an_orthogonalised_matrix_has_the_directions_of_the_matrix_and_nearly_equal_singular_values():
     random = torch.Generator().manual_seed(0)
-    for shape in ((40, 70), (70, 40)):
+    for shape in ((40, 50), (40, 70), (70, 40), (40, 400)):
         matrix = torch.randn(shape, generator=random)
         left, _, right = torch.linalg.svd(matrix, full_matrices=False)
         found = left.T @ orthogonalised(matrix) @ right.T
         assert (found - torch.diag(found.diagonal())).abs().max() < 1e-3
         assert found.diagonal().min() > 0.6
         assert found.diagonal().max() < 1.3
+
+
+def test_a_wide_matrix_is_orthogonalised_as_if_it_were_iterated_itself():
+    """Newton-Schulz on the matrix, in double precision, against the iteration through its Gram matrix in fp32; also nearly of low rank."""
+    random = torch.Generator().manual_seed(0)
+    for rank in (40, 5):
+        matrix = torch.randn((40, rank), generator=random) @ torch.randn((rank, 400), generator=random)
+        matrix += 1e-4 * torch.randn(matrix.shape, generator=random)
+        expected = matrix.double() / matrix.double().norm()
+        for _ in range(NEWTON_SCHULZ_STEPS):
+            a, b, c = NEWTON_SCHULZ
+            gram = expected @ expected.T
+            expected = (a * torch.eye(40) + b * gram + c * gram @ gram) @ expected
+        torch.testing.assert_close(orthogonalised(matrix).double(), expected, rtol=0, atol=1e-4)
+
+
+def test_a_gradient_of_zeros_stays_zeros():
+    for shape in ((40, 50), (40, 400)):
+        assert not orthogonalised(torch.zeros(shape)).any()
 
 
 def test_muon_moves_large_matrices_and_kernels_as_far_as_adamw_and_leaves_the_rest_to_adamw():
