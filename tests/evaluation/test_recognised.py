@@ -197,6 +197,8 @@ def test_photos_in_which_the_classifier_sees_no_more_than_in_their_shuffled_tile
     assert found.funnel.sentence.startswith(
         "Nothing is counted, because the classifier recognises 100% of 30 photos at 8 px, and 100% of 30 photos of shuffled tiles."
     )
+    few = funnel(train=Photos(pictures(CATS)), held_out=Photos(pictures([CAT] * 3 + [DOG])), decoded=CATS, samples=CATS, classes=[CAT])
+    assert few.metrics["recognised_photos"] == 0.75  # a handful of held-out photos is enough, because there is more to tell them from
 
 
 def test_a_classifier_that_sees_only_fur_is_not_counted_because_shuffled_photos_have_fur_too():
@@ -209,13 +211,6 @@ def test_a_classifier_that_sees_only_fur_is_not_counted_because_shuffled_photos_
     found = measure_recognised(sees_fur, given, [CAT], batch_size=16)
     assert found.metrics == {}
     assert "100% of 72 photos at 8 px, and 100% of 72 photos of shuffled tiles" in found.funnel.sentence
-
-
-def test_a_handful_of_held_out_photos_is_enough():
-    few = Photos(pictures([CAT, CAT, CAT, DOG]))
-    found = funnel(train=Photos(pictures(CATS[:46])), held_out=few, decoded=[CAT] * 4, samples=[CAT, DOG] * 20)
-    assert found.metrics["recognised"] == 0.5
-    assert found.metrics["recognised_photos"] == 0.75
 
 
 def test_a_subject_without_a_class_of_its_own_is_named_with_a_remark():
