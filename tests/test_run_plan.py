@@ -133,6 +133,12 @@ def test_the_perceptual_loss_takes_the_arithmetic_of_its_classifier(side: int) -
     assert extra / images_seen - decoded == pytest.approx(counter.get_total_flops(), rel=0.12)
 
 
+def test_the_search_for_the_subject_takes_as_long_with_a_tiny_autoencoder_that_computes_slowly() -> None:
+    given = sections(ingest={"crop": "subject"})
+    slow = machine(speed={"train_clip": 1e9, "train_vae": 1e6, "train_unet": 1e9})
+    assert cost("ingest", given, slow).seconds == cost("ingest", given, machine()).seconds
+
+
 def test_gradient_checkpointing_takes_a_third_more_arithmetic_and_less_memory() -> None:
     plain, less = (
         cost("train_unet", sections(), machine()),

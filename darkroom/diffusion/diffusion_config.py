@@ -26,9 +26,7 @@ class DiffusionConfig(SamplerParams):
     only_caption: str | None = None  # the only one that the U-Net was trained with, whose embeddings it needs; None = there are several
 
     @classmethod
-    def from_params(
-        cls, params: TrainUnetParams, *, only_caption: str | None = None, channel_spread: list[float] | None = None
-    ) -> Self:
+    def from_params(cls, params: TrainUnetParams, *, only_caption: str | None = None, channel_spread: list[float] | None = None) -> Self:
         schedule = Schedule.make(**params.schedule.model_dump())
         return cls(
             schedule=schedule,
