@@ -66,6 +66,9 @@ class IngestParams(Section):
     subject: list[int | str] = Field(
         [], description="With crop: subject, ImageNet's names or numbers of it, e.g. [tabby, 285]; [] = found from the photos"
     )
+    crops: PositiveInt = Field(
+        1, description="Crops of each training photo: the first as crop says, the others moved and scaled a little by chance"
+    )
     background: str = Field("white", description="Colour behind transparent pixels, e.g. white or #808080")
     val_fraction: float = Field(0.1, gt=0, lt=1, description="Share of held-out photos, chosen by content hash")
     samples_per_shard: PositiveInt = Field(1000, description="Largest average number of photos per shard")

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.config import IngestParams
+from darkroom.data.crops import further_members
 from darkroom.data.doctor import Accepted, Findings, check_usable, examine, facts, remarks, some_photos
 from darkroom.data.doctor_page import shown, write_findings
 from darkroom.data.picture import Find, Picture, read_whole
-from darkroom.data.shards import FULL_MEMBER, FULL_SIDE, IMAGE_MEMBERS, MAX_FULL, Sample, Spool, split_by_hash, write_spooled
+from darkroom.data.shards import FULL_SIDE, IMAGE_MEMBERS, MAX_FULL, Sample, Spool, split_by_hash, write_spooled
 from darkroom.provenance import canonical_json, hash_json
 from darkroom.stage import Contract, Stage
 
@@ -32,8 +33,10 @@ def run(stage: Stage[IngestParams]) -> None:
             logger.warning(line)
         check_usable(findings, raw, max_rejected_fraction=params.max_rejected_fraction)
         splits = split_by_hash(spool.keys, params.val_fraction)
+        leave_out = {"train": set(), "val": further_members(params.crops, member)}  # held-out photos judge, so they stay as they are
         tables = {
-            split: write_spooled(shards, split, spool, keys, samples_per_shard=params.samples_per_shard) for split, keys in splits.items()
+            split: write_spooled(shards, split, spool, keys, samples_per_shard=params.samples_per_shard, without=leave_out[split])
+            for split, keys in splits.items()
         }
         pictures = {photo.sha256: spool.member(photo.sha256, member) for photo in shown(findings)}
     wholes = {photo.sha256: read_whole(raw / photo.source, params.max_megapixels) for photo in shown(findings)} if find else {}
@@ -74,10 +77,7 @@ def to_sample(photo: Accepted, picture: Picture, member: str) -> Sample:
     }
     if picture.crop:
         fields |= {"crop": picture.crop, "certainty": picture.certainty, "subject": picture.subject}
-    sample: dict[str, str | bytes] = {"__key__": photo.sha256, member: picture.encoded, "json": canonical_json(fields).encode()}
-    if picture.full:
-        sample[FULL_MEMBER] = picture.full
-    return sample
+    return {"__key__": photo.sha256, "json": canonical_json(fields).encode(), **picture.members(member)}
 
 
 def describe(findings: Findings, params: IngestParams, tables: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -86,6 +86,7 @@ def describe(findings: Findings, params: IngestParams, tables: dict[str, list[di
         "size": params.side,
         "format": params.format,
         "splits": tables,
+        **({"crops": {"train": params.crops, "val": 1}} if params.crops > 1 else {}),
         "num_images": {split: sum(len(shard["samples"]) for shard in table) for split, table in tables.items()},
         "captions": findings.caption_sources(),
         "rejected": findings.reasons(),

@@ -15,8 +15,9 @@ from PIL import Image
 from darkroom.config import IngestParams
 from darkroom.data.captions import METADATA_NAMES, TEMPLATE, Caption, CaptionFinder
 from darkroom.data.colours import background_colour
+from darkroom.data.crops import Crop, crop_side
 from darkroom.data.picture import Find, Picture, PictureStyle, Reason, Rejection, develop, image_suffixes, looks_like_image
-from darkroom.data.shards import MAX_FULL, Crop, crop_side
+from darkroom.data.shards import MAX_FULL
 from darkroom.data.workers import in_order
 from darkroom.progress import progress
 
@@ -108,7 +109,7 @@ def examine(
     captions = CaptionFinder(folder, files, sources=params.captions, template=params.caption_template)
     ignored = [printable(file) for file in _ignored(others, photos, params.captions)]
     findings = Findings(ignored=ignored, looked_for_subject=find is not None)
-    style = PictureStyle.of(params)
+    style = PictureStyle.of(params) if keep else replace(PictureStyle.of(params), crops=1)
     seen: dict[str, str] = {}  # sha256 of file or pixels -> the accepted photo
     paths = (folder / photo for photo in photos)
     val, share = params.val_fraction, MAX_FULL / len(photos)
@@ -130,7 +131,7 @@ def some_photos(folder: Path, params: IngestParams, *, num: int, side: int) -> n
     """
     photos, _ = sort_files(folder, list_files(folder))
     chosen = [folder / photos[i * len(photos) // min(num, len(photos))] for i in range(min(num, len(photos)))]
-    style = replace(PictureStyle.of(params), side=side, format="png")
+    style = replace(PictureStyle.of(params), side=side, format="png", crops=1)
     with closing(in_order(partial(develop, style=style), chosen, num_workers=params.num_workers)) as pictures:
         encoded = [picture.encoded for picture in progress(pictures, desc="look at photos", total=len(chosen), unit="photo")
                    if isinstance(picture, Picture)]  # fmt: skip

@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from darkroom.config import IngestParams
+from darkroom.data.crops import CROPS_MEMBER, UNMOVED, Crop, Shift, crop_member, crop_side, further_crops, square
 from darkroom.data.decoding import FORMATS, TGA_SUFFIXES, Box, Decoded, Refused, decoded
-from darkroom.data.shards import FULL_SIDE, Crop, crop_side, is_below
-from darkroom.provenance import hash_file
+from darkroom.data.shards import FULL_MEMBER, FULL_SIDE, is_below
+from darkroom.provenance import canonical_json, hash_file
 
 UNSUPPORTED = {
     **dict.fromkeys((".heic", ".heif", ".hif"), "HEIF pictures cannot be read; export them as JPEG"),
@@ -52,6 +53,7 @@ class PictureStyle:
     background: str
     format: str
     jpeg_quality: int
+    crops: int = 1
 
     @classmethod
     def of(cls, params: IngestParams) -> "PictureStyle":
@@ -72,6 +74,14 @@ class Picture:
     crop: Crop | None = None  # the square around the subject; None = that in the middle
     certainty: float | None = None  # that the subject is there, 0 to 1
     subject: str = ""  # a word for it
+    further: tuple[tuple[Shift, bytes], ...] = ()  # the crops after the first one: how they lie beside it, PNG or JPEG
+
+    def members(self, name: str) -> dict[str, bytes]:
+        """Its files in a shard; `name` is that of the first crop."""
+        files = {name: self.encoded} | ({FULL_MEMBER: self.full} if self.full else {})
+        if self.further:
+            files[CROPS_MEMBER] = canonical_json([UNMOVED, *(shift for shift, _ in self.further)]).encode()
+        return files | {crop_member(number, name): encoded for number, (_, encoded) in enumerate(self.further, start=1)}
 
 
 @dataclass(frozen=True)
@@ -199,6 +209,7 @@ def _develop(path: Path, style: PictureStyle, full: Sequence[tuple[float, float]
         chosen = any(is_below(digest, high) and not is_below(digest, low) for low, high in full)
         is_larger = min(FULL_SIDE, crop_side(crop, photo.whole)) > style.side
         encoded_full = _full(path, photo, crop, style.background) if chosen and is_larger else None
+        further = tuple(_further(photo, crop, style, digest))
     return Picture(
         sha256=digest,
         pixels_sha256=hashlib.sha256(pixels.tobytes()).hexdigest(),
@@ -210,6 +221,7 @@ def _develop(path: Path, style: PictureStyle, full: Sequence[tuple[float, float]
         crop=crop,
         certainty=found[1] if found else None,
         subject=found[2] if found else "",
+        further=further,
     )
 
 
@@ -234,6 +246,13 @@ def _needed(side: int, box: Box) -> int:
 
 def _cut(photo: Decoded, crop: Crop | None, side: int, background: str, notes: list[str]) -> np.ndarray:
     return photo.part(crop, (side, side), background, notes) if crop else photo.middle((side, side), background, notes)
+
+
+def _further(photo: Decoded, crop: Crop | None, style: PictureStyle, digest: str) -> Iterator[tuple[Shift, bytes]]:
+    """The crops after the first one, from the same pixels."""
+    for shift, box in further_crops(square(crop, photo.whole), photo.whole, digest=digest, num=style.crops):
+        pixels = photo.part(box, (style.side, style.side), style.background, [])
+        yield shift, encode(pixels, style.format, style.jpeg_quality)
 
 
 def _full(path: Path, photo: Decoded, crop: Crop | None, background: str) -> bytes:

@@ -12,7 +12,7 @@ import math
 import mmap
 import tarfile
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from darkroom.data.crops import CROPS_MEMBER, UNMOVED, Shift, crop_member, crop_side
 from darkroom.provenance import read_index
 
-Crop = tuple[int, int, int, int]  # left, top, right, bottom of a square, px of the upright photo at its own size
 Sample = Mapping[str, str | bytes]  # "__key__" (unique, no dot) and members: name -> bytes
 IMAGE_MEMBERS = {"png": "png", "jpeg": "jpg"}  # image format -> name of the member
 FULL_MEMBER = "full.jpg"  # the picture of some photos at full size, where that is larger than the working side
@@ -60,8 +60,8 @@ class Spool:
                 self._file.write(value)
                 self._members[key][name] = (offset, len(value))
 
-    def read(self, key: str) -> dict[str, str | bytes]:
-        return {"__key__": key, **{name: self.member(key, name) for name in self._members[key]}}
+    def read(self, key: str, without: Collection[str] = ()) -> dict[str, str | bytes]:
+        return {"__key__": key, **{name: self.member(key, name) for name in self._members[key] if name not in without}}
 
     def member(self, key: str, name: str) -> bytes:
         offset, size = self._members[key][name]
@@ -82,8 +82,10 @@ def write_shards(folder: Path, split: str, samples: Iterable[Sample], *, samples
         return write_spooled(folder, split, spool, spool.keys, samples_per_shard=samples_per_shard)
 
 
-def write_spooled(folder: Path, split: str, spool: Spool, keys: Sequence[str], *, samples_per_shard: int) -> list[dict[str, Any]]:
-    """Write the samples `keys` of `spool`; otherwise as `write_shards`."""
+def write_spooled(
+    folder: Path, split: str, spool: Spool, keys: Sequence[str], *, samples_per_shard: int, without: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """Write the samples `keys` of `spool` without some of their members; otherwise as `write_shards`."""
     num_shards = num_shards_for(len(keys), samples_per_shard)
     shards: list[list[str]] = [[] for _ in range(num_shards)]
     for key in sorted(keys):
@@ -91,7 +93,7 @@ def write_spooled(folder: Path, split: str, spool: Spool, keys: Sequence[str], *
     table = []
     for number, members in enumerate(shards):
         path = folder / f"{split}-{number:05d}.tar"
-        _write_tar(path, (spool.read(key) for key in members))
+        _write_tar(path, (spool.read(key, without) for key in members))
         table.append({"shard": path.name, "samples": _read_offsets(path)})
     return table
 
@@ -118,14 +120,6 @@ def split_by_hash(hashes: Sequence[str], val_fraction: float) -> dict[str, list[
 def is_below(digest: str, share: float) -> bool:
     """Whether a sha256 hex digest, as a fraction of the largest one, is below `share`."""
     return int(digest[:16], 16) < share * 2**64
-
-
-def crop_side(crop: Crop | None, whole: tuple[int, int]) -> int:
-    """Side of the square that was cut out of a photo, px; that of the middle one if there is no `crop`.
-
-    `whole` is (height, width) of the upright photo, px.
-    """
-    return crop[2] - crop[0] if crop else min(whole)
 
 
 def num_shards_for(num_samples: int, samples_per_shard: int) -> int:
@@ -231,17 +225,28 @@ class ImageShards:
             raise ValueError(f"{folder} does not hold photos: it was not written by the stage ingest.")
         self.size: int = self._reader.content["size"]  # px, of the square
         self.keys = self._reader.keys
+        self.num_crops: int = self._reader.content.get("crops", {}).get(split, 1)  # of each photo
         self._member = IMAGE_MEMBERS[self._reader.content["format"]]
 
     def __len__(self) -> int:
         return len(self._reader)
 
-    def images(self, indices: Sequence[int]) -> np.ndarray:
-        """uint8 (B, size, size, 3)."""
+    def images(self, indices: Sequence[int], crop: int = 0) -> np.ndarray:
+        """uint8 (B, size, size, 3); the first crop of each photo, or that of another number.
+
+        Raises:
+            ValueError: there is no such crop.
+        """
         batch = np.empty((len(indices), self.size, self.size, 3), np.uint8)
         for row, i in enumerate(indices):
-            batch[row] = self._decode(i, self._member)
+            batch[row] = self._decode(i, crop_member(crop, self._member))
         return batch
+
+    def shifts(self, i: int) -> list[Shift]:
+        """How each crop of a photo lies beside its first one."""
+        if self.num_crops == 1:
+            return [UNMOVED]
+        return [(x, y, log_scale) for x, y, log_scale in json.loads(bytes(self._reader.member(i, CROPS_MEMBER)))]
 
     @cached_property
     def captions(self) -> list[str]:

@@ -330,3 +330,15 @@ def test_some_photos_are_middle_squares_spread_over_all_that_can_be_used(tmp_pat
     assert some_photos(tmp_path, PARAMS, num=5, side=32)[:, 0, 0, 0].tolist() == [20, 40, 60, 80]
     assert some_photos(tmp_path, changed(format="jpeg", num_workers=2), num=50, side=32).shape == (9, 32, 32, 3)
     assert some_photos(tmp_path / "..", changed(min_side=1000), num=5, side=32).shape == (0, 32, 32, 3)
+
+
+def test_further_crops_are_made_only_for_who_keeps_them(tmp_path, monkeypatch):
+    photo(tmp_path, "a.png")
+    kept: list[Picture] = []
+    examine(tmp_path, changed(crops=3), keep=lambda _, picture: kept.append(picture))
+    assert [len(picture.further) for picture in kept] == [2]
+    asked: list[int] = []
+    monkeypatch.setattr("darkroom.data.picture.further_crops", lambda *_, num, **__: asked.append(num) or ())
+    examine(tmp_path, changed(crops=3))
+    some_photos(tmp_path, changed(crops=3), num=1, side=32)
+    assert asked == [1, 1]

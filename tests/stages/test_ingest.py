@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from darkroom.config import IngestParams
+from darkroom.data.crops import square_of
 from darkroom.data.shards import ImageShards, ShardReader
 from darkroom.demo.toy_cats import draw_toy_cats
 from darkroom.models.classifier import class_numbers
@@ -272,6 +273,57 @@ def test_photos_in_which_the_named_subject_is_not_found_are_cropped_at_the_centr
     page = (tmp_path / "subject/doctor/report.html").read_text()
     assert page.count("no subject found: cropped at the centre") == 30
     assert "Photos without a found subject, cropped at the centre: 30" in page
+
+
+def test_training_photos_have_several_crops_and_held_out_ones_one_with_any_number_of_workers(tmp_path, raw):
+    plain = ingest(raw, tmp_path / "plain")
+    contents = [ingest(raw, tmp_path / str(num), changed(crops=4, num_workers=num)) for num in (1, 2)]
+    assert contents[0] == contents[1]
+    one, two = (bytes_of(tmp_path / str(num) / "shards") for num in (1, 2))
+    del one["index.json"], two["index.json"]
+    assert one == two
+    assert "crops" not in plain
+    assert contents[0]["crops"] == {"train": 4, "val": 1}
+    before, train = (ImageShards(tmp_path / name / "shards", "train") for name in ("plain", "1"))
+    assert (before.num_crops, train.num_crops) == (1, 4)
+    everything = range(len(train))
+    np.testing.assert_array_equal(train.images(everything), before.images(everything))
+    assert before.shifts(0) == [(0, 0, 0)]
+    for i in everything:
+        assert train.shifts(i)[0] == (0, 0, 0)
+        assert len(set(train.shifts(i))) == 4
+    views = [train.images(everything, crop) for crop in range(4)]
+    assert all((views[a] != views[b]).any(axis=(1, 2, 3)).all() for a in range(4) for b in range(a))
+    with pytest.raises(ValueError, match=r"has no `crop4\.png` \(it has crop1\.png, crop2\.png, crop3\.png, crops\.json,"):
+        train.images([0], 4)
+    val = ImageShards(tmp_path / "1/shards", "val")
+    assert (val.num_crops, val.shifts(0)) == (1, [(0, 0, 0)])
+    for name, content in bytes_of(tmp_path / "plain/shards").items():
+        assert name == "index.json" or (one[name] == content) == name.startswith("val")
+
+
+def test_crops_are_cut_out_around_the_subject_as_their_labels_say(tmp_path, shared):
+    raw = cats(tmp_path / "raw", shared, 42)
+    ingest(raw, tmp_path / "data", changed(**SUBJECT, subject=CATS, crops=3, num_workers=2))
+    photos, reader = (make(tmp_path / "data/shards", "train") for make in (ImageShards, ShardReader))
+    for i in range(len(photos)):
+        fields = reader.json(i)
+        if "crop" not in fields:
+            continue
+        for number, shift in enumerate(photos.shifts(i)):
+            with Image.open(raw / fields["source"]) as image:
+                left, top, right, bottom = square_of(shift, fields["crop"])
+                box = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
+                expected = np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.LANCZOS, box=box)).astype(int)
+            assert np.abs(photos.images([i], number)[0] - expected).mean() < 2
+
+
+def test_a_photo_that_is_held_out_only_because_no_other_is_has_one_crop_too(tmp_path, raw):
+    content = ingest(raw, tmp_path / "data", changed(crops=2, val_fraction=1e-9))
+    assert content["num_images"] == {"train": 29, "val": 1}
+    [sample] = [sample for shard in content["splits"]["val"] for sample in shard["samples"]]
+    assert sorted(sample["members"]) == ["full.jpg", "json", "png"]
+    assert ImageShards(tmp_path / "data/shards", "train").images(range(29), 1).std() > 0
 
 
 def test_a_crop_at_the_centre_does_not_wait_for_torch():
