@@ -23,7 +23,7 @@ def ratios() -> Iterator[Ratio]:
 
         def ours() -> None:
             for start in range(0, NUM, 64):
-                shards.moments(order[start : start + 64], [False] * 64)
+                shards.moments(order[start : start + 64], [0] * 64)
 
         def stock() -> None:
             dataset = webdataset.WebDataset([str(path) for path in sorted(folder.glob("train-*.tar"))], shardshuffle=False)
@@ -39,10 +39,16 @@ def ratios() -> Iterator[Ratio]:
 
 def write_cache(folder: Path) -> None:
     moments = np.random.default_rng(0).standard_normal((1, 2, *SHAPE)).astype(np.float32)
-    samples = ((f"{index:064x}", "a cat", moments) for index in range(NUM))
+    samples = ((f"{index:064x}", "a cat", [(0.0, 0.0, 0.0, 0.0)], moments) for index in range(NUM))
     splits = {
         "train": write_latents(folder, split="train", samples=samples, samples_per_shard=1000),
         "captions": write_captions(folder, [("", np.zeros((8, 16))), ("a cat", np.zeros((8, 16)))], samples_per_shard=1000),
     }
-    content = {"splits": splits, "latent_shape": SHAPE, "context_shape": (8, 16), "flip": False, "empty_caption_key": caption_key("")}
+    content = {
+        "splits": splits,
+        "latent_shape": SHAPE,
+        "context_shape": (8, 16),
+        "views": {"train": 1},
+        "empty_caption_key": caption_key(""),
+    }
     write_index(folder, stage="benchmark", params={}, inputs={}, content=content)

@@ -194,7 +194,7 @@ class CacheLatentsParams(Section):
         ReconstructionGate, "Required of held-out reconstructions before latents are cached; null = not required"
     )
     batch_size: PositiveInt = Field(64, description="Images per batch")
-    flip: bool = Field(True, description="Cache the mirrored image too; training draws one of the two")
+    flip: bool = Field(True, description="Cache each crop mirrored, too; training draws one of all views of a photo")
     precision: Precision = "auto"
     samples_per_shard: PositiveInt = Field(1000, description="Largest average number of photos, or of captions, per shard")
 

@@ -115,12 +115,12 @@ def costs(sections: Mapping[str, Any], parts: Mapping[str, Part], machine: Machi
         num_photos: files in data/raw.
         photo_seconds: that `ingest` takes for one of them, in one process.
     """
-    ingest, unet, cache, evaluate = (sections[name] for name in ("ingest", "train_unet", "cache_latents", "evaluate"))
+    ingest, unet, evaluate = (sections[name] for name in ("ingest", "train_unet", "evaluate"))
     held_out = round(num_photos * ingest.val_fraction)
     vae, denoiser = parts["train_vae"], parts["train_unet"]
     previews = unet.steps // unet.sample_every + 1 if unet.steps else 1
     drawn = previews * unet.num_samples * passes(unet.sampling) * denoiser.flop
-    cached = num_photos * (1 + cache.flip) * vae.flop / 2 + held_out * vae.flop
+    cached = num_views(sections, num_photos) * vae.flop / 2 + held_out * vae.flop
     samples = evaluate.num_samples * (passes(evaluate.sampling) * denoiser.flop + vae.flop / 2) + held_out * (3 * denoiser.flop + vae.flop)
     look = CLASSIFIER_FLOP[SHIPPED_SMALL_SIDE if ingest.side <= SMALL else SHIPPED_SIDE]
     looks = (num_photos + evaluate.num_samples + LOOKS * held_out) * look
@@ -168,11 +168,18 @@ def training_cost(part: Part, params: TrainingParams, machine: Machine, *, valid
     return Cost(part.stage, machine.start + flop / machine.speed[part.stage] / devices, part.num_weights, flop, memory)
 
 
+def num_views(sections: Mapping[str, Any], num_photos: int) -> int:
+    """Pictures that `cache_latents` encodes: the crops of training photos, held-out photos as they are, and mirror images with `flip`."""
+    held_out = round(num_photos * sections["ingest"].val_fraction)
+    crops = (num_photos - held_out) * sections["ingest"].crops + held_out
+    return int(crops * (1 + sections["cache_latents"].flip))
+
+
 def latents_bytes(part: Part, sections: Mapping[str, Any], num_photos: int) -> tuple[float, float]:
     """Of data/latents: the moments of the photos, and the token embeddings if each photo has a caption of its own; both float16."""
     (channels, height, width), _, (length, dim) = part.shapes
-    views = 1 + sections["cache_latents"].flip
-    return float(num_photos * views * 2 * channels * height * width * 2), float((num_photos + 1) * length * dim * 2)
+    moments = num_views(sections, num_photos) * 2 * channels * height * width
+    return float(moments * 2), float((num_photos + 1) * length * dim * 2)
 
 
 def find_photos(raw: Path) -> list[Path]:

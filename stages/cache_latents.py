@@ -1,7 +1,7 @@
 """cache_latents: the training data of the U-Net, computed once.
 
-Reads data/shards, data/vae, data/clip. Writes data/latents: the posterior mean and standard deviation of each photo (not a
-sample of the posterior: training draws one at each step) and, with `flip`, of its mirror image; the token embeddings of each
+Reads data/shards, data/vae, data/clip. Writes data/latents: the posterior mean and standard deviation of each crop of each photo
+(not a sample of the posterior: training draws one at each step) and, with `flip`, of its mirror image; the token embeddings of each
 distinct caption and of the empty prompt. The VAE is measured on held-out photos first: if it misses a limit of `gate`, the stage fails.
 """
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from darkroom.config import CacheLatentsParams
+from darkroom.data.crops import Label, view_labels
 from darkroom.data.latents import caption_key, prepared_by, write_captions, write_latents
 from darkroom.data.shards import ImageShards
 from darkroom.device import best_device, use_bf16
@@ -55,7 +56,7 @@ def run(stage: Stage[CacheLatentsParams]) -> None:
         "latent_shape": [vae.config.latent_channels, side, side],
         "context_shape": [clip.context_length, clip.context_dim],
         "empty_caption_key": caption_key(""),
-        "flip": params.flip,
+        "views": {split: shards.num_crops * (1 + params.flip) for split, shards in photos.items()},
         "num_captions": len(captions) - 1,
         "prepared_by": {"ingest": prepared_by(stage.indexes["shards"]), "cache_latents": {"gate": gate.model_dump()}},
         "reconstructions": metrics,
@@ -64,16 +65,22 @@ def run(stage: Stage[CacheLatentsParams]) -> None:
 
 def encode_photos(
     vae: Autoencoder, photos: ImageShards, params: CacheLatentsParams, device: torch.device
-) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Key, caption and moments float32 (V, 2, C, h, w) of each photo; V is 2 with `flip` (photo, mirror image), otherwise 1."""
+) -> Iterator[tuple[str, str, list[Label], np.ndarray]]:
+    """Key, caption, labels of the V views and moments float32 (V, 2, C, h, w) of each photo.
+
+    The views are its crops, each with its mirror image after it if `flip`.
+    """
     starts = range(0, len(photos), params.batch_size)
     for start in progress(starts, desc="encode photos", unit="batch"):
         indices = range(start, min(start + params.batch_size, len(photos)))
-        images = to_float(photos.images(indices)).to(device)
-        variants = [images, images.flip(-1)] if params.flip else [images]
-        moments = torch.stack([torch.stack(vae.encode(variant), 1) for variant in variants], 1)  # (B, V, 2, C, h, w)
+        views: list[torch.Tensor] = []
+        for crop in range(photos.num_crops):
+            images = to_float(photos.images(indices, crop)).to(device)
+            mirrored = [images.flip(-1)] if params.flip else []
+            views += [torch.stack(vae.encode(view), 1) for view in (images, *mirrored)]
+        moments = torch.stack(views, 1)  # (B, V, 2, C, h, w)
         for index, sample in zip(indices, moments.float().cpu().numpy(), strict=True):
-            yield photos.keys[index], photos.captions[index], sample
+            yield photos.keys[index], photos.captions[index], view_labels(photos.shifts(index), flip=params.flip), sample
 
 
 def encode_captions(clip: ClipTowers, captions: list[str], batch_size: int, device: torch.device) -> Iterator[tuple[str, np.ndarray]]:

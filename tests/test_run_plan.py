@@ -186,6 +186,14 @@ def test_latents_take_the_disk_that_is_foretold() -> None:
     moments, tokens = latents_bytes(networks(given)["train_unet"], given, 10)
     assert moments == 10 * 2 * 2 * 4 * 8 * 8 * 2  # photos, views, mean and deviation, channels, sides, bytes
     assert tokens == 11 * 24 * 32 * 2
+    moments, _ = latents_bytes(networks(given)["train_unet"], sections(ingest={"crops": 3, "val_fraction": 0.2}), 10)
+    assert moments == (8 * 3 + 2) * 2 * 2 * 4 * 8 * 8 * 2  # held-out photos have one crop
+
+
+def test_each_crop_is_encoded() -> None:
+    given = sections(ingest={"val_fraction": 0.2})
+    plain, three = (cost("cache_latents", changed, machine()) for changed in (given, sections(ingest={"crops": 3, "val_fraction": 0.2})))
+    assert three.flop - plain.flop == 80 * 2 * 2 * networks(given)["train_vae"].flop / 2  # photos, more crops, with mirror images
 
 
 def test_speed_is_the_arithmetic_over_the_time_of_the_fastest_of_three_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,9 @@
 
 Layout of `data/latents`, all of it WebDataset shards (`darkroom.data.shards`):
 
-- `{train,val}-*.tar`: `<photo's key>.moments.npy`, float16 (V, 2, C, h, w): view 0 is the photo, view 1 (with `flip`) its
-  mirror image; [mean, standard deviation] of the raw latents. `<key>.json`: {"caption", "caption_key"}.
+- `{train,val}-*.tar`: `<photo's key>.moments.npy`, float16 (V, 2, C, h, w): [mean, standard deviation] of the raw latents of each
+  view: each crop of the photo and, with `flip`, after each crop its mirror image. View 0 is the first crop as it is.
+  `<key>.json`: {"caption", "caption_key", "views"}, with the label of each view (`darkroom.data.crops`).
 - `captions-*.tar`: one sample per distinct caption, including the empty prompt, with the sha256 of its text as key:
   `<caption_key>.tokens.npy`, float16 (L, D), and `<caption_key>.json`: {"caption"}.
 
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from darkroom.data.captions import TEMPLATE, without_subject
+from darkroom.data.crops import Label
 from darkroom.data.shards import Sample, ShardReader, write_shards
 from darkroom.provenance import canonical_json
 
@@ -51,7 +53,7 @@ def write_latents(
     folder: Path,
     *,
     split: str,
-    samples: Iterable[tuple[str, str, np.ndarray]],  # (photo's key, caption, moments float32 (V, 2, C, h, w))
+    samples: Iterable[tuple[str, str, Sequence[Label], np.ndarray]],  # (photo's key, caption, V labels, moments float32 (V, 2, C, h, w))
     samples_per_shard: int,
 ) -> list[dict[str, Any]]:
     """Write one split and return its table for index.json, see `write_shards`.
@@ -61,10 +63,10 @@ def write_latents(
     """
 
     def encoded() -> Iterator[Sample]:
-        for key, caption, moments in samples:
+        for key, caption, views, moments in samples:
             assert moments.ndim == 5, f"moments must be (V, 2, C, h, w), not {moments.shape}"
-            assert moments.shape[1] == 2, f"moments must be (V, 2, C, h, w), not {moments.shape}"
-            fields = {"caption": caption, "caption_key": caption_key(caption)}
+            assert moments.shape[:2] == (len(views), 2), f"moments of {len(views)} views must be (V, 2, C, h, w), not {moments.shape}"
+            fields = {"caption": caption, "caption_key": caption_key(caption), "views": views}
             array = _to_half(moments, f"The latents of photo {key} ({split})", "Train the VAE again with a larger train_vae.kl_weight.")
             yield {"__key__": key, MOMENTS: _npy(array), "json": canonical_json(fields).encode()}
 
@@ -140,38 +142,46 @@ class LatentShards:
         self._folder = folder
         photos = ShardReader(folder, split)
         content = photos.content
-        if "latent_shape" not in content:
-            raise ValueError(f"{folder} does not hold latents: it was not written by the stage cache_latents.")
+        if "views" not in content:
+            raise ValueError(f"{folder} does not hold latents: it was not written by the stage cache_latents of this version.")
         captions = ShardReader(folder, "captions")
         self.latent_shape: tuple[int, int, int] = tuple(content["latent_shape"])
         self.context_shape: tuple[int, int] = tuple(content["context_shape"])
-        self.flip: bool = content["flip"]  # whether mirrored views are cached
+        self.num_views: int = content["views"][split]  # V, of each photo
         self.keys = photos.keys
         fields = [photos.json(i) for i in range(len(photos))]
         self.captions: list[str] = [entry["caption"] for entry in fields]
+        self._labels = np.array([entry["views"] for entry in fields], np.float32)  # (N, V, 4)
         rows = {key: row for row, key in enumerate(captions.keys)}
         self._caption_rows = [rows[entry["caption_key"]] for entry in fields]
         self._empty_row = rows[content["empty_caption_key"]]
-        self._moments = _Arrays(photos, MOMENTS, (2 if self.flip else 1, 2, *self.latent_shape))
+        self._moments = _Arrays(photos, MOMENTS, (self.num_views, 2, *self.latent_shape))
         self._tokens = _Arrays(captions, TOKENS, self.context_shape)
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def moments(self, indices: Sequence[int], flipped: Sequence[bool]) -> np.ndarray:
-        """Raw [mean, standard deviation], float32 (B, 2, C, h, w), of the photos or, where `flipped`, of their mirror images.
+    def moments(self, indices: Sequence[int], views: Sequence[int]) -> np.ndarray:
+        """Raw [mean, standard deviation], float32 (B, 2, C, h, w), of one view of each photo.
 
         Raises:
-            ValueError: mirrored views are requested but not cached.
+            ValueError: a view is requested that is not cached.
         """
-        if any(flipped) and not self.flip:
-            raise ValueError(f"{self._folder} has no mirrored views; set cache_latents.flip: true and run `dvc repro`.")
+        if max(views, default=0) >= self.num_views:
+            raise ValueError(
+                f"{self._folder} has {self.num_views} view(s) of each photo of this split, so none with the number {max(views)}. "
+                "ingest.crops and cache_latents.flip make more; run `dvc repro` after a change."
+            )
         batch = np.empty((len(indices), 2, *self.latent_shape), np.float32)
         rows = batch.reshape(len(indices), -1)
         view_size = rows.shape[1]
-        for row, (i, mirrored) in enumerate(zip(indices, flipped, strict=True)):
-            rows[row] = self._moments.read(i, start=view_size if mirrored else 0, count=view_size)
+        for row, (i, view) in enumerate(zip(indices, views, strict=True)):
+            rows[row] = self._moments.read(i, start=view * view_size, count=view_size)
         return batch
+
+    def labels(self, indices: Sequence[int], views: Sequence[int]) -> np.ndarray:
+        """What tells one view of each photo from its first crop as it is, float32 (B, 4): see `darkroom.data.crops.Label`."""
+        return self._labels[list(indices), list(views)]
 
     def context(self, indices: Sequence[int], dropped: Sequence[bool]) -> np.ndarray:
         """Token embeddings, float32 (B, L, D), of the captions or, where `dropped`, of the empty prompt."""

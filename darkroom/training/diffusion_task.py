@@ -28,7 +28,7 @@ class RandomDraws:
     noise: Tensor  # (B, C, h, w), the target is computed from it
     input_noise: Tensor  # (B, C, h, w), in the input of the network: `noise`, or more with input perturbation
     posterior: Tensor  # (B, C, h, w), standard normal, to draw the latents from the posterior
-    flips: list[bool]
+    views: list[int]  # which view of each photo
     dropped: list[bool]  # captions that become the empty prompt
 
 
@@ -76,10 +76,15 @@ class DiffusionTask:
             noise=noise,
             input_noise=input_noise,
             posterior=normal(self.train.latent_shape, seed=seed, stream="posterior", positions=positions),
-            flips=[self.train.flip and number < 0.5 for number in uniform(seed=seed, stream="flip", positions=positions).tolist()],
+            views=self._views(positions),
             dropped=(uniform(seed=seed, stream="caption", positions=positions) < self.params.caption_dropout).tolist(),
         )
         return self._inputs(self.train, indices, draws)
+
+    def _views(self, positions: range) -> list[int]:
+        """One view of each photo, all alike; of two, the second one for numbers below a half."""
+        numbers = uniform(seed=self.params.seed, stream="flip", positions=positions).tolist()
+        return [self.train.num_views - 1 - int(number * self.train.num_views) for number in numbers]
 
     def _noise(self, positions: range) -> tuple[Tensor, Tensor]:
         """The noise of the target, with one offset per channel (Guttenberg 2023), and the noise of the input (Ning et al. 2023)."""
@@ -94,7 +99,7 @@ class DiffusionTask:
 
     def _inputs(self, shards: LatentShards, indices: Sequence[int], draws: RandomDraws) -> Batch:
         params, schedule, timesteps = self.params, self.schedule, draws.timesteps
-        moments = torch.from_numpy(shards.moments(indices, draws.flips))  # (B, 2, C, h, w)
+        moments = torch.from_numpy(shards.moments(indices, draws.views))  # (B, 2, C, h, w)
         latents = self.vae.normalise(moments[:, 0] + moments[:, 1] * draws.posterior)
         gamma = params.p2_gamma if params.loss_weighting == "p2" else params.min_snr_gamma
         return {
@@ -144,8 +149,14 @@ class DiffusionTask:
         errors = []
         for chunk in chunks(len(positions), self.params.micro_batch):  # what fits in training fits here
             noise = normal(self.val.latent_shape, seed=self.params.seed, stream="validation", positions=chunk)
-            keep = [False] * len(chunk)
-            draws = RandomDraws(timesteps[chunk.start : chunk.stop], noise, noise, torch.zeros_like(noise), flips=keep, dropped=keep)
+            draws = RandomDraws(
+                timesteps[chunk.start : chunk.stop],
+                noise,
+                noise,
+                torch.zeros_like(noise),
+                views=[0] * len(chunk),
+                dropped=[False] * len(chunk),
+            )
             inputs = self._inputs(self.val, [position % num for position in chunk], draws)
             batch = {key: tensor.to(device) for key, tensor in inputs.items()}
             prediction = self.net(batch["x"], batch["timesteps"], batch["context"])

@@ -27,11 +27,14 @@ def key_of(number: int) -> str:
     return f"photo{number:02d}"
 
 
-def write(folder: Path, *, flip: bool = True, captions: Iterable[str] = CAPTIONS, latent_shape: tuple[int, ...] = LATENT_SHAPE) -> Path:
+def labels(number: int, views: int) -> list[tuple[float, float, float, float]]:
+    return [(number / 100, view / 100, -0.5, view % 2.0) for view in range(views)]
+
+
+def write(folder: Path, *, views: int = 2, captions: Iterable[str] = CAPTIONS, latent_shape: tuple[int, ...] = LATENT_SHAPE) -> Path:
     """Ten photos; number n has the caption of n modulo two: "a black cat" or "a white cat"."""
     folder.mkdir()
-    views = 2 if flip else 1
-    photos = [(key_of(n), CAPTIONS[n % 2 * 2], moments(n, views)) for n in range(10)]
+    photos = [(key_of(n), CAPTIONS[n % 2 * 2], labels(n, views), moments(n, views)) for n in range(10)]
     splits = {
         "train": write_latents(folder, split="train", samples=photos, samples_per_shard=3),
         "captions": write_captions(folder, [(text, tokens(text)) for text in captions], samples_per_shard=100),
@@ -40,7 +43,7 @@ def write(folder: Path, *, flip: bool = True, captions: Iterable[str] = CAPTIONS
         "splits": splits,
         "latent_shape": latent_shape,
         "context_shape": CONTEXT_SHAPE,
-        "flip": flip,
+        "views": {"train": views},
         "empty_caption_key": caption_key(""),
     }
     write_index(folder, stage="cache_latents", params={}, inputs={}, content=content)
@@ -67,7 +70,7 @@ def test_other_photos_are_prepared_as_these_were_in_fact():
 def test_moments_come_back_as_they_were_rounded_to_half(tmp_path):
     shards = LatentShards(write(tmp_path / "latents"), "train")
     expected = np.stack([moments(8, 2)[0], moments(1, 2)[1], moments(8, 2)[1]]).astype(np.float16).astype(np.float32)
-    found = shards.moments([8, 1, 8], [False, True, True])
+    found = shards.moments([8, 1, 8], [0, 1, 1])
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, expected)
     assert shards.keys == [key_of(n) for n in range(10)]
@@ -95,11 +98,21 @@ def test_the_same_latents_give_the_same_bytes(tmp_path):
     assert [path.read_bytes() for path in sorted(first.iterdir())] == [path.read_bytes() for path in sorted(second.iterdir())]
 
 
-def test_an_unflipped_cache_refuses_mirrored_views(tmp_path):
-    shards = LatentShards(write(tmp_path / "latents", flip=False), "train")
-    np.testing.assert_array_equal(shards.moments([2], [False])[0], moments(2, 1)[0].astype(np.float16))
-    with pytest.raises(ValueError, match=r"no mirrored views; set cache_latents\.flip: true"):
-        shards.moments([2, 3], [False, True])
+def test_any_view_is_read_and_with_its_label(tmp_path):
+    shards = LatentShards(write(tmp_path / "latents", views=6), "train")
+    assert shards.num_views == 6
+    found = shards.moments([2, 2, 7], [5, 0, 3])
+    np.testing.assert_array_equal(found, np.stack([moments(2, 6)[5], moments(2, 6)[0], moments(7, 6)[3]]).astype(np.float16))
+    expected = np.array([labels(2, 6)[5], labels(2, 6)[0], labels(7, 6)[3]], np.float32)
+    assert shards.labels([2, 2, 7], [5, 0, 3]).dtype == np.float32
+    np.testing.assert_array_equal(shards.labels([2, 2, 7], [5, 0, 3]), expected)
+
+
+def test_a_view_that_is_not_cached_is_refused(tmp_path):
+    shards = LatentShards(write(tmp_path / "latents", views=1), "train")
+    np.testing.assert_array_equal(shards.moments([2], [0])[0], moments(2, 1)[0].astype(np.float16))
+    with pytest.raises(ValueError, match=r"has 1 view\(s\) of each photo of this split, so none with the number 1"):
+        shards.moments([2, 3], [0, 1])
 
 
 @pytest.mark.parametrize("bad", [70000.0, -70000.0, np.inf, np.nan])
@@ -107,7 +120,7 @@ def test_latents_beyond_float16_are_an_error_that_names_the_photo(tmp_path, bad)
     array = moments(0, 1)
     array[0, 0, 1, 2, 3] = bad
     with pytest.raises(ValueError, match=r"latents of photo photo00 \(val\) reach .*kl_weight"):
-        write_latents(tmp_path, split="val", samples=[(key_of(0), "", array)], samples_per_shard=3)
+        write_latents(tmp_path, split="val", samples=[(key_of(0), "", labels(0, 1), array)], samples_per_shard=3)
 
 
 def test_embeddings_beyond_float16_are_an_error_that_names_the_caption(tmp_path):
@@ -121,8 +134,9 @@ def test_arrays_of_another_shape_than_the_index_states_are_refused(tmp_path):
         LatentShards(folder, "train")
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path):
+@pytest.mark.parametrize("content", [{}, {"latent_shape": LATENT_SHAPE, "flip": True}], ids=["no latents", "of an older version"])
+def test_a_folder_of_something_else_is_refused(tmp_path, content):
     table = write_captions(tmp_path, [("", tokens(""))], samples_per_shard=3)
-    write_index(tmp_path, stage="ingest", params={}, inputs={}, content={"splits": {"train": table}})
-    with pytest.raises(ValueError, match="does not hold latents"):
+    write_index(tmp_path, stage="ingest", params={}, inputs={}, content={"splits": {"train": table}, **content})
+    with pytest.raises(ValueError, match="does not hold latents: it was not written by the stage cache_latents of this version"):
         LatentShards(tmp_path, "train")

@@ -97,5 +97,5 @@ def test_the_two_files_of_a_tiny_autoencoder_are_used_as_it_is_with_a_measured_s
     assert vae.config.scaling_factor != 1.0
     latents = LatentShards(tmp_path / "data" / "latents", "train")
     assert latents.latent_shape == (32, 4, 4)
-    spread = float(vae.normalise(torch.from_numpy(latents.moments(range(len(latents)), [False] * len(latents))[:, 0])).std())
+    spread = float(vae.normalise(torch.from_numpy(latents.moments(range(len(latents)), [0] * len(latents))[:, 0])).std())
     assert spread == pytest.approx(1, abs=0.1)

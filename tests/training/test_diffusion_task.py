@@ -17,37 +17,48 @@ from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.params_file import load_params
 from darkroom.provenance import write_index
 from darkroom.training.diffusion_task import DiffusionTask
+from darkroom.training.draws import uniform
 from darkroom.training.losses import WEIGHTINGS, loss_weights
 from tests.tiny_run import write_params
 
 SHAPE = (4, 8, 8)
 NUM = 6
+LABELS = [(0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0), (0.04, -0.08, 0.15, 0.0), (-0.04, -0.08, 0.15, 1.0)]
+
+
+def write_cache(folder: Path, views: int) -> Path:
+    """Posteriors of standard deviation 0, so that the latents of a photo are its mean."""
+    means = np.random.default_rng(0).standard_normal((NUM, views, 1, *SHAPE), np.float32).astype(np.float16).astype(np.float32)
+    photos = [(f"photo{n}", "a cat", LABELS[:views], np.concatenate([means[n], np.zeros_like(means[n])], axis=1)) for n in range(NUM)]
+    tokens = np.ones((3, 8), np.float32)
+    splits = {split: write_latents(folder, split=split, samples=photos, samples_per_shard=10) for split in ("train", "val")}
+    splits["captions"] = write_captions(folder, [("a cat", tokens), ("", 0 * tokens)], samples_per_shard=10)
+    content = {
+        "splits": splits,
+        "latent_shape": SHAPE,
+        "context_shape": (3, 8),
+        "views": {"train": views, "val": views},
+        "empty_caption_key": caption_key(""),
+    }
+    write_index(folder, stage="cache_latents", params={}, inputs={}, content=content)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Posteriors of standard deviation 0, so that the latents of a photo are its mean."""
-    folder = tmp_path_factory.mktemp("latents")
-    means = np.random.default_rng(0).standard_normal((NUM, 1, 1, *SHAPE), np.float32).astype(np.float16).astype(np.float32)
-    photos = [(f"photo{n}", "a cat", np.concatenate([means[n], np.zeros_like(means[n])], axis=1)) for n in range(NUM)]
-    tokens = np.ones((3, 8), np.float32)
-    splits = {split: write_latents(folder, split=split, samples=photos, samples_per_shard=10) for split in ("train", "val")}
-    splits["captions"] = write_captions(folder, [("a cat", tokens), ("", 0 * tokens)], samples_per_shard=10)
-    content = {"splits": splits, "latent_shape": SHAPE, "context_shape": (3, 8), "flip": False, "empty_caption_key": caption_key("")}
-    write_index(folder, stage="cache_latents", params={}, inputs={}, content=content)
-    return folder
+    return write_cache(tmp_path_factory.mktemp("latents"), views=1)
 
 
 @pytest.fixture
 def make(latents, tmp_path):
     """A task with changed parameters."""
 
-    def task(schedule: dict[str, Any] | None = None, **changes: Any) -> DiffusionTask:
+    def task(schedule: dict[str, Any] | None = None, cache: Path = latents, **changes: Any) -> DiffusionTask:
         kind = {"kind": "cosine", "num_train_timesteps": 1000, "beta_start": 0.001, "beta_end": 0.01, "zero_terminal_snr": False}
         write_params(tmp_path / "params.yaml", train_unet={"schedule": kind | (schedule or {}), **changes})
         params = load_params(tmp_path / "params.yaml")["train_unet"]
         assert isinstance(params, TrainUnetParams)
-        return DiffusionTask(net(), LatentShards(latents, "train"), LatentShards(latents, "val"), params, vae=vae(),
+        return DiffusionTask(net(), LatentShards(cache, "train"), LatentShards(cache, "val"), params, vae=vae(),
                              schedule=Schedule.make(**params.schedule.model_dump()))  # fmt: skip
 
     return task
@@ -127,10 +138,40 @@ def test_validation_is_on_plain_noise(make):
     assert plain.validate(torch.device("cpu")) == changed.validate(torch.device("cpu"))
 
 
-def test_latents_without_mirrored_views_are_trained_on_as_they_are(make, latents):
+def test_latents_with_one_view_are_trained_on_as_they_are(make, latents):
     targets = make(prediction="sample").batch(range(NUM))["target"]
-    means = torch.from_numpy(LatentShards(latents, "train").moments(range(NUM), [False] * NUM)[:, 0])
+    means = torch.from_numpy(LatentShards(latents, "train").moments(range(NUM), [0] * NUM)[:, 0])
     assert all((row == means).flatten(1).all(1).any() for row in targets)
+
+
+def drawn_views(task: DiffusionTask, num: int) -> torch.Tensor:
+    """The view of each of the first `num` positions, found by its latents."""
+    assert task.params.prediction == "sample"
+    targets = task.batch(range(num))["target"]
+    every = [torch.from_numpy(task.train.moments(range(NUM), [view] * NUM)[:, 0]) for view in range(task.train.num_views)]
+    found = torch.stack([(targets[:, None] == means).flatten(2).all(2).any(1) for means in every], 1)  # (num, V)
+    assert (found.sum(1) == 1).all()
+    return found.float().argmax(1)
+
+
+def test_all_views_of_a_photo_are_drawn_alike(make, tmp_path):
+    views = drawn_views(make(prediction="sample", cache=write_cache(tmp_path, views=4)), 1200)
+    assert torch.bincount(views).tolist() == pytest.approx([300] * 4, abs=60)  # four standard deviations
+    assert torch.corrcoef(torch.stack([views[:-6].float(), views[6:].float()]))[0, 1].abs() < 0.12  # anew in each epoch
+
+
+def test_of_two_views_the_mirrored_one_is_drawn_for_numbers_below_a_half(make, tmp_path):
+    task = make(prediction="sample", cache=write_cache(tmp_path, views=2))
+    expected = uniform(seed=task.params.seed, stream="flip", positions=range(50)) < 0.5
+    assert (drawn_views(task, 50) == expected).all()
+
+
+@torch.no_grad()
+def test_validation_is_on_the_first_view(make, latents, tmp_path):
+    task, other = (make(cache=write_cache(tmp_path, views=4)) for _ in range(2))
+    read = other.val.moments
+    other.val.moments = lambda indices, views: read(indices, [0] * len(views))
+    assert task.validate(torch.device("cpu")) == other.validate(torch.device("cpu"))
 
 
 def test_the_loss_is_the_weighted_squared_error(make):
