@@ -21,6 +21,7 @@ def disagreements(sections: Mapping[str, Any]) -> list[str]:
         *_of_clip(clip),
         *_of_vae(vae, side),
         *_of_unet(unet),
+        *_of_views(sections["ingest"].crops, sections["cache_latents"].flip, unet),
         *_of_sides(side, vae, unet),
         *_of_beginnings(clip, vae, unet),
         *_of_sampling("train_unet.sampling", unet.sampling, unet),
@@ -102,6 +103,14 @@ def _of_unet(unet: TrainUnetParams) -> Iterator[str]:
                 f"`train_unet.model.block_out_channels` has {channels}, not a multiple of train_unet.model.attention_head_dim "
                 f"({model.attention_head_dim}): set {nearest_multiples(channels, model.attention_head_dim)}, or another attention_head_dim"
             )
+
+
+def _of_views(crops: int, flip: bool, unet: TrainUnetParams) -> Iterator[str]:
+    if unet.augmentation_labels and crops == 1 and not flip:
+        yield (
+            "`train_unet.augmentation_labels` is true, but each photo has a single view: set ingest.crops: 2 or more, or "
+            "cache_latents.flip: true, or train_unet.augmentation_labels: false"
+        )
 
 
 def _of_groups(section: str, widths: list[int], groups: int) -> Iterator[str]:

@@ -231,6 +231,9 @@ class TrainUnetParams(TrainingParams):
         0.0, description="Standard deviation of noise that the U-Net sees but must not predict; 0 = none, else about 0.1"
     )
     caption_dropout: Fraction = Field(0.1, description="Share of captions replaced by the empty prompt, for classifier-free guidance")
+    augmentation_labels: bool = Field(
+        False, description="Tell the U-Net how the view of a photo is moved, scaled and mirrored, so that samples are none of it"
+    )
     sample_every: PositiveInt = Field(400, description="Optimizer steps between previews")
     num_samples: PositiveInt = Field(16, description="Samples per preview, of held-out captions")
     sampling: SamplerParams = group(SamplerParams, "Sampling of previews, and the default of the trained model")

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from darkroom.config import TrainUnetParams
+from darkroom.data.crops import LABEL_UNITS
 from darkroom.data.latents import LatentShards
 from darkroom.device import best_device
 from darkroom.diffusion.diffusion_config import DiffusionConfig
@@ -42,6 +43,8 @@ def run(stage: Stage[TrainUnetParams]) -> None:
         use_gradient_checkpointing(unet)
     if params.lora.rank:
         add_lora(unet, **params.lora.model_dump(), seed=params.seed)
+    if params.augmentation_labels:
+        unet.learn_labels(len(LABEL_UNITS))
     diffusion = DiffusionConfig.from_params(
         params, only_caption=only_caption(params, latents), channel_spread=channel_spread(params, latents, vae)
     )
@@ -78,6 +81,7 @@ def run(stage: Stage[TrainUnetParams]) -> None:
         draw_samples(0, best_device())
     if not stage.is_main:
         return
+    unet.forget_labels()
     if params.lora.rank:
         save_lora(unet, out / "lora")
         merge_lora(unet)

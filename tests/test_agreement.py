@@ -94,6 +94,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"train_unet": {"schedule": {"num_train_timesteps": 20}, "sampling": {"spacing": "leading"}}},
         "`train_unet.sampling.steps` is 20; with spacing: leading and train_unet.schedule.num_train_timesteps: 20 it must be at most 19",
     ),
+    (
+        {"train_unet": {"augmentation_labels": True}, "cache_latents": {"flip": False}},
+        "`train_unet.augmentation_labels` is true, but each photo has a single view: set ingest.crops: 2 or more, or cache_lat",
+    ),
     ({"evaluate": {"num_samples": 3}}, "`evaluate.num_neighbours` (3) must be below evaluate.num_samples (3): set num_samples: 4 or more"),
 ]
 ACCEPTED: list[dict[str, Any]] = [
@@ -107,6 +111,8 @@ ACCEPTED: list[dict[str, Any]] = [
     {"train_clip": {"batch_size": 16, "gradient_accumulation": 8}},
     {"train_unet": {"schedule": {"num_train_timesteps": 20}, "sampling": {"spacing": "karras"}}},
     {"evaluate": {"num_samples": 4}},
+    {"train_unet": {"augmentation_labels": True}},
+    {"train_unet": {"augmentation_labels": True}, "cache_latents": {"flip": False}, "ingest": {"crops": 2}},
 ]
 
 

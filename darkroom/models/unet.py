@@ -143,6 +143,7 @@ class UNet2DConditionModel(StoredModel):
 
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepMlp(widths[0], 4 * widths[0])
+        self.augmentation_embedding: nn.Linear | None = None  # in training alone, see `learn_labels`
 
         self.down_blocks = nn.ModuleList()
         skips = [widths[0]]  # channels of the skip connections
@@ -182,13 +183,32 @@ class UNet2DConditionModel(StoredModel):
         for parameter in self.conv_out.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        """x (B, C, h, w), timesteps (B,), may be fractional, context (B, L, D) -> (B, C, h, w)"""
+    def learn_labels(self, num: int) -> None:
+        """Let `forward` take augmentation labels: `num` numbers that say what was done to an image (Karras et al. 2022, appendix F.2).
+
+        They are added to the embedding of the timestep, before its MLP. Their weights begin at 0 and there is no bias, so that labels
+        of 0 change nothing: samples need neither labels nor these weights.
+        """
+        device = self.conv_in.weight.device
+        embedding = nn.utils.skip_init(nn.Linear, num, self.config.block_out_channels[0], bias=False, device=device)
+        nn.init.zeros_(embedding.weight)
+        self.augmentation_embedding = embedding
+
+    def forget_labels(self) -> None:
+        """Drop the weights of `learn_labels`: what is left predicts as it did with labels of 0, and has the names of diffusers."""
+        self.augmentation_embedding = None
+
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, labels: Tensor | None = None) -> Tensor:
+        """x (B, C, h, w), timesteps (B,), may be fractional, context (B, L, D), labels (B, A) of `learn_labels` -> (B, C, h, w)"""
         config = self.config
         waves = timestep_embedding(
             timesteps, config.block_out_channels[0], flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift
         )
-        time = F.silu(self.time_embedding(waves.to(x.dtype)))  # (B, 4 * width)
+        waves = waves.to(x.dtype)
+        if labels is not None:
+            assert self.augmentation_embedding is not None, "a U-Net takes labels after `learn_labels`"
+            waves = waves + self.augmentation_embedding(labels)
+        time = F.silu(self.time_embedding(waves))  # (B, 4 * width)
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:

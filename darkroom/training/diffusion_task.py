@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from darkroom.config import TrainUnetParams
+from darkroom.data.crops import LABEL_UNITS
 from darkroom.data.latents import LatentShards
 from darkroom.diffusion.denoiser import add_noise, denoised, target
 from darkroom.diffusion.schedule import Schedule
@@ -17,6 +18,7 @@ from darkroom.training.draws import normal, quasi_uniform, shuffled, uniform
 from darkroom.training.losses import loss_weights, weighted_squared_error
 from darkroom.training.task import VAL_SAMPLES, Batch, chunks
 
+NETWORK_INPUTS = ("x", "timesteps", "context", "labels")  # of a batch, in the order of the U-Net; labels only if it learns them
 NUM_QUARTERS = 4  # bands of noise, of equally many timesteps, whose losses are logged
 
 
@@ -38,6 +40,8 @@ class DiffusionTask:
     With `perceptual.weight` there is a second term: how different the decoded denoised latents look from the decoded latents, where the
     noise is at most `perceptual.max_sigma` (Ma et al. 2026, arXiv:2602.02493, section 3.3). At more noise the denoised latents are
     a mean of many images, and to demand sharp features of a mean would cost variety.
+
+    With `augmentation_labels` the U-Net is told the label of each view, so `net` must have been made to learn them.
     """
 
     def __init__(
@@ -102,16 +106,19 @@ class DiffusionTask:
         moments = torch.from_numpy(shards.moments(indices, draws.views))  # (B, 2, C, h, w)
         latents = self.vae.normalise(moments[:, 0] + moments[:, 1] * draws.posterior)
         gamma = params.p2_gamma if params.loss_weighting == "p2" else params.min_snr_gamma
-        return {
+        batch = {
             "x": add_noise(latents, draws.input_noise, timesteps, schedule, params.prediction, self.spread),
             "target": target(latents, draws.noise, timesteps, schedule, params.prediction, self.spread),
             "timesteps": timesteps,
             "context": torch.from_numpy(shards.context(indices, draws.dropped)),
             "weights": loss_weights(timesteps, schedule, params.prediction, params.loss_weighting, gamma, self.spread),
         }
+        if params.augmentation_labels:
+            batch["labels"] = torch.from_numpy(shards.labels(indices, draws.views)) / torch.tensor(LABEL_UNITS)
+        return batch
 
     def loss(self, net: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        prediction = net(batch["x"], batch["timesteps"], batch["context"])
+        prediction = _predict(net, batch)
         errors = weighted_squared_error(prediction, batch["target"], batch["weights"])
         loss, logged = errors.mean(), self._by_quarter(errors.detach(), batch["timesteps"])
         if self.perceptual is None:
@@ -159,11 +166,15 @@ class DiffusionTask:
             )
             inputs = self._inputs(self.val, [position % num for position in chunk], draws)
             batch = {key: tensor.to(device) for key, tensor in inputs.items()}
-            prediction = self.net(batch["x"], batch["timesteps"], batch["context"])
-            errors.append(weighted_squared_error(prediction, batch["target"], batch["weights"]).cpu())
+            errors.append(weighted_squared_error(_predict(self.net, batch), batch["target"], batch["weights"]).cpu())
         error = torch.cat(errors)
         quarters = {name: float(total / count) for name, (total, count) in self._by_quarter(error, timesteps).items()}
         return {"loss": float(error.mean()), **quarters}
+
+
+def _predict(net: nn.Module, batch: Batch) -> Tensor:
+    prediction: Tensor = net(*(batch[key] for key in NETWORK_INPUTS if key in batch))
+    return prediction
 
 
 def draw_timesteps(params: TrainUnetParams, schedule: Schedule, positions: range) -> Tensor:

@@ -88,7 +88,7 @@ def channel_spread(params: TrainUnetParams, latents: LatentShards, vae: Autoenco
     if params.prediction != "preconditioned":
         return None
     chosen = range(min(len(latents), SPREAD_PHOTOS))
-    mean, std = torch.from_numpy(latents.moments(chosen, [False] * len(chosen))).double().unbind(1)
+    mean, std = torch.from_numpy(latents.moments(chosen, [0] * len(chosen))).double().unbind(1)
     square = vae.normalise(mean).square() + (std * vae.config.scaling_factor).square()
     return list(square.mean((0, 2, 3)).sqrt().tolist())
 

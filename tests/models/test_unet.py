@@ -207,6 +207,80 @@ def test_the_prediction_depends_on_the_caption_and_on_the_timestep() -> None:
     assert relative_error(unet(x, timesteps.flip(0), context), prediction) > 1e-3
 
 
+# ---- augmentation labels
+
+
+LABELS = torch.tensor([[0.5, -1.0, 0.3, 1.0], [-0.7, 0.2, -0.8, 0.0]])
+
+
+def learner(**changes: Any) -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(UNetConfig(**(TINY | changes)))
+    unet.learn_labels(4)
+    return unet
+
+
+def test_a_unet_that_begins_to_learn_labels_predicts_what_it_did_before() -> None:
+    torch.manual_seed(0)
+    before = UNet2DConditionModel(UNetConfig(**TINY))
+    state = torch.get_rng_state()
+    unet = learner()
+    assert torch.equal(torch.get_rng_state(), state)  # nothing is drawn for it
+    torch.testing.assert_close(unet(*inputs(TINY), LABELS), before(*inputs(TINY)), rtol=0, atol=0)
+    assert set(unet.state_dict()) - set(before.state_dict()) == {"augmentation_embedding.weight"}
+
+
+def test_labels_of_zero_change_nothing_and_others_do_as_a_change_of_the_embedding_of_time() -> None:
+    unet = learner()
+    torch.nn.init.normal_(unet.augmentation_embedding.weight)
+    plain, zero, told = unet(*inputs(TINY)), unet(*inputs(TINY), torch.zeros(2, 4)), unet(*inputs(TINY), LABELS)
+    torch.testing.assert_close(zero, plain, rtol=0, atol=0)
+    assert relative_error(told, plain) > 1e-3
+    added = LABELS @ unet.augmentation_embedding.weight.T
+    unet.time_embedding.register_forward_pre_hook(lambda _, given: (given[0] + added,))
+    torch.testing.assert_close(unet(*inputs(TINY)), told)
+
+
+@torch.no_grad()
+def test_a_unet_that_has_forgotten_its_labels_is_that_of_diffusers_and_predicts_as_with_labels_of_zero(tmp_path: Path) -> None:
+    unet = learner()
+    torch.nn.init.normal_(unet.augmentation_embedding.weight)
+    x, timesteps, context = inputs(TINY)
+    expected = unet(x, timesteps, context, torch.zeros(2, 4))
+    unet.forget_labels()
+    save_model(unet, tmp_path)
+    assert set(unet.state_dict()) == set(UNet2DConditionModel(UNetConfig(**TINY)).state_dict())
+    torch.testing.assert_close(load_model(UNet2DConditionModel, tmp_path)(x, timesteps, context), expected, rtol=0, atol=0)
+    oracle = pytest.importorskip("diffusers").UNet2DConditionModel.from_pretrained(tmp_path)
+    assert relative_error(oracle(x, timesteps, context).sample, expected) <= 1e-4
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_what_only_the_label_tells_is_learned_from_it(told: bool) -> None:
+    unet = learner()
+    unet.initialise(0)
+    unet.learn_labels(4)
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(unet.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(150):
+        x, labels = torch.randn(16, 4, 4, 4, generator=generator), torch.zeros(16, 4)
+        labels[:, 0] = torch.rand(16, generator=generator) * 2 - 1
+        target = labels[:, :1, None, None].expand_as(x)  # of variance 1/3
+        prediction = unet(x, torch.full((16,), 500), torch.zeros(16, 5, 12), labels if told else None)
+        losses.append((prediction - target).square().mean())
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    last = torch.stack(losses[-20:]).mean().item()
+    assert last < 0.05 if told else last > 0.25
+
+
+def test_labels_for_a_unet_that_has_not_begun_to_learn_them_are_a_fault_of_ours() -> None:
+    with pytest.raises(AssertionError, match="takes labels after `learn_labels`"):
+        UNet2DConditionModel(UNetConfig(**TINY))(*inputs(TINY), LABELS)
+
+
 def test_bfloat16_autocast_stays_close() -> None:
     torch.manual_seed(0)
     unet = UNet2DConditionModel(UNetConfig(**TINY))

@@ -13,6 +13,7 @@ from darkroom.data.latents import LatentShards, caption_key, write_captions, wri
 from darkroom.diffusion.denoiser import PREDICTIONS, add_noise, target
 from darkroom.diffusion.schedule import Schedule
 from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from darkroom.models.layers import reset_parameters
 from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.params_file import load_params
 from darkroom.provenance import write_index
@@ -28,6 +29,7 @@ LABELS = [(0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0), (0.04, -0.08, 0.15, 0.0), 
 
 def write_cache(folder: Path, views: int) -> Path:
     """Posteriors of standard deviation 0, so that the latents of a photo are its mean."""
+    folder.mkdir(exist_ok=True)
     means = np.random.default_rng(0).standard_normal((NUM, views, 1, *SHAPE), np.float32).astype(np.float16).astype(np.float32)
     photos = [(f"photo{n}", "a cat", LABELS[:views], np.concatenate([means[n], np.zeros_like(means[n])], axis=1)) for n in range(NUM)]
     tokens = np.ones((3, 8), np.float32)
@@ -105,8 +107,8 @@ def test_a_batch_has_the_weights_that_params_name(make, kind):
 
 
 @pytest.mark.parametrize("changes", [{}, {"timesteps": "quasi_random", "noise_offset": 0.1, "input_perturbation": 0.1}])
-def test_a_sample_does_not_depend_on_the_batch_it_is_drawn_in(make, changes):
-    task = make(**changes)
+def test_a_sample_does_not_depend_on_the_batch_it_is_drawn_in(make, tmp_path, changes):
+    task = make(cache=write_cache(tmp_path / "latents", views=4), augmentation_labels=True, **changes)
     whole, parts = task.batch(range(8)), [task.batch(range(3)), task.batch(range(3, 8))]
     for key, values in whole.items():
         torch.testing.assert_close(values, torch.cat([part[key] for part in parts]), rtol=0, atol=0)
@@ -155,20 +157,48 @@ def drawn_views(task: DiffusionTask, num: int) -> torch.Tensor:
 
 
 def test_all_views_of_a_photo_are_drawn_alike(make, tmp_path):
-    views = drawn_views(make(prediction="sample", cache=write_cache(tmp_path, views=4)), 1200)
+    views = drawn_views(make(prediction="sample", cache=write_cache(tmp_path / "latents", views=4)), 1200)
     assert torch.bincount(views).tolist() == pytest.approx([300] * 4, abs=60)  # four standard deviations
     assert torch.corrcoef(torch.stack([views[:-6].float(), views[6:].float()]))[0, 1].abs() < 0.12  # anew in each epoch
 
 
 def test_of_two_views_the_mirrored_one_is_drawn_for_numbers_below_a_half(make, tmp_path):
-    task = make(prediction="sample", cache=write_cache(tmp_path, views=2))
+    task = make(prediction="sample", cache=write_cache(tmp_path / "latents", views=2))
     expected = uniform(seed=task.params.seed, stream="flip", positions=range(50)) < 0.5
     assert (drawn_views(task, 50) == expected).all()
 
 
+def test_each_photo_comes_with_the_label_of_its_view_in_units_of_about_one(make, tmp_path):
+    task = make(prediction="sample", cache=write_cache(tmp_path / "latents", views=4), augmentation_labels=True)
+    labels = torch.tensor([(0, 0, 0, 0), (0, 0, 0, 1), (0.5, -1, 1, 0), (-0.5, -1, 1, 1.0)])
+    torch.testing.assert_close(task.batch(range(40))["labels"], labels[drawn_views(task, 40)])
+    assert "labels" not in make(cache=tmp_path / "latents").batch(range(8))
+
+
+def test_labels_are_told_to_the_network_and_reach_its_weights(make, tmp_path):
+    task = make(cache=write_cache(tmp_path / "latents", views=4), augmentation_labels=True)
+    task.net.learn_labels(4)
+    reset_parameters(task.net, seed=0)  # no zeros: everything reaches the prediction
+    batch = task.batch(range(8))
+    loss, _ = task.loss(task.net, batch)
+    loss.backward()
+    assert task.net.augmentation_embedding.weight.grad.any(0).all()
+    without, _ = task.loss(task.net, {**batch, "labels": torch.zeros(8, 4)})
+    assert loss.item() != without.item()
+
+
+@torch.no_grad()
+def test_validation_is_the_same_with_and_without_labels(make, tmp_path):
+    plain, told = (make(cache=write_cache(tmp_path / "latents", views=4), augmentation_labels=on) for on in (False, True))
+    told.net.learn_labels(4)
+    for task in (plain, told):
+        reset_parameters(task.net, seed=0)  # no zeros: everything reaches the prediction; the layer for labels is the last one
+    assert told.validate(torch.device("cpu")) == plain.validate(torch.device("cpu"))
+
+
 @torch.no_grad()
 def test_validation_is_on_the_first_view(make, latents, tmp_path):
-    task, other = (make(cache=write_cache(tmp_path, views=4)) for _ in range(2))
+    task, other = (make(cache=write_cache(tmp_path / "latents", views=4)) for _ in range(2))
     read = other.val.moments
     other.val.moments = lambda indices, views: read(indices, [0] * len(views))
     assert task.validate(torch.device("cpu")) == other.validate(torch.device("cpu"))
