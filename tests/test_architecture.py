@@ -128,9 +128,9 @@ def test_the_house_stays_small() -> None:
     """The counts that keep it readable: raise one only with a reason that is worth it."""
     lines = {path: path.read_text(encoding="utf-8").count("\n") for path in FILES.values()}
     library = {path: number for path, number in lines.items() if ROOT / "darkroom" in path.parents}
-    # 110, one each for the ways in which an evaluation is not fooled and a run is checked before it begins, for each kind of autoencoder
-    # and for finding the subject of a photo
-    assert len(library) <= 132
+    # 110, one each for the ways in which an evaluation is not fooled and a run is checked before it begins, for each kind of autoencoder,
+    # for finding the subject of a photo, and for its further crops
+    assert len(library) <= 133
     assert sum(number < 60 for number in library.values()) <= 40
     assert sum(number for path, number in library.items() if path.parent.name == "sampling") <= 620
     assert max(number for path, number in lines.items() if path.parent == ROOT / "stages") <= 110
