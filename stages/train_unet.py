@@ -19,6 +19,7 @@ from darkroom.diffusion.diffusion_config import DiffusionConfig
 from darkroom.models.autoencoder import load_autoencoder
 from darkroom.models.layers import use_gradient_checkpointing
 from darkroom.models.lora import add_lora, merge_lora, save_lora
+from darkroom.models.unet import UNet2DConditionModel
 from darkroom.models.weights import save_model
 from darkroom.open_model import initial_part
 from darkroom.previews import SamplePreview
@@ -39,12 +40,7 @@ def run(stage: Stage[TrainUnetParams]) -> None:
     parts = {part: stage.indexes[part]["content"] for part in ("vae", "clip")}
     if params.init:
         check_made_with(Path(params.init), parts)
-    if params.gradient_checkpointing:
-        use_gradient_checkpointing(unet)
-    if params.lora.rank:
-        add_lora(unet, **params.lora.model_dump(), seed=params.seed)
-    if params.augmentation_labels:
-        unet.learn_labels(len(LABEL_UNITS))
+    prepare(unet, params)
     diffusion = DiffusionConfig.from_params(
         params, only_caption=only_caption(params, latents), channel_spread=channel_spread(params, latents, vae)
     )
@@ -92,6 +88,16 @@ def run(stage: Stage[TrainUnetParams]) -> None:
     made_with = {part: content["weights"] for part, content in parts.items()}
     prepared_by = stage.indexes["latents"]["content"]["prepared_by"] if params.steps else photos_prepared_by(Path(params.init))
     stage.content["unet"] = {"init": init, "version": version, "made_with": made_with, "prepared_by": prepared_by}
+
+
+def prepare(unet: UNet2DConditionModel, params: TrainUnetParams) -> None:
+    """Add to a network what it has in training alone."""
+    if params.gradient_checkpointing:
+        use_gradient_checkpointing(unet)
+    if params.lora.rank:
+        add_lora(unet, **params.lora.model_dump(), seed=params.seed)
+    if params.augmentation_labels:
+        unet.learn_labels(len(LABEL_UNITS))
 
 
 STAGE = Contract("train_unet", run, reads=("latents", "vae", "clip"), writes=("unet",))
