@@ -3,15 +3,18 @@
 Parameters alone are compared here; what stands in folders that they name is looked at by `darkroom.run_plan` and by the stages.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from darkroom.config import EvaluateParams, TrainClipParams, TrainUnetParams, TrainVaeParams
+from darkroom.hub import NAMING, PREFIX, is_hub_folder
 from darkroom.param_groups import SamplerParams
 
 CLIP_HEAD_WIDTH = 32  # channels of an attention head in a new CLIP
 DISCRIMINATOR_GROUPS = 8  # of its norms
 DISCRIMINATOR_PATCH = 3  # least side of its last feature map
+SHA256 = r"[0-9a-f]{64}"
 
 
 def disagreements(sections: Mapping[str, Any]) -> list[str]:
@@ -67,7 +70,19 @@ def _of_vae(vae: TrainVaeParams, side: int) -> Iterator[str]:
     if vae.kind == "linear" and (vae.likelihood != "gaussian" or vae.learn_scale):
         yield "`train_vae.kind: linear` has a gaussian likelihood of its own scale: set train_vae.likelihood: gaussian, learn_scale: false"
     if vae.kind == "pretrained" and not vae.init:
-        yield "`train_vae.kind` is pretrained, but `train_vae.init` is empty: name the folder of an autoencoder, or models:/NAME@ALIAS"
+        yield (
+            "`train_vae.kind` is pretrained, but `train_vae.init` is empty: name the folder of an autoencoder, hf-hub:OWNER/NAME or "
+            "models:/NAME@ALIAS"
+        )
+    if vae.init.startswith(PREFIX) and not is_hub_folder(vae.init):
+        yield f"`train_vae.init` is {vae.init}, which names nothing on the Hugging Face hub: write {NAMING}"
+    if vae.init_sha256 and not vae.init:
+        yield "`train_vae.init_sha256` is set, but `train_vae.init` is empty: name the autoencoder that has this hash, or empty init_sha256"
+    if vae.init_sha256 and not re.fullmatch(SHA256, vae.init_sha256):
+        yield (
+            f"`train_vae.init_sha256` is {vae.init_sha256}, but a hash has 64 digits of 0-9 and a-f: take content.init in "
+            "data/vae/index.json of a run with this init, or empty it"
+        )
     if vae.kind == "kl" and not vae.init:
         yield from _of_groups("train_vae", vae.model.block_out_channels, vae.model.norm_num_groups)
         if vae.steps == 0:

@@ -161,8 +161,11 @@ class TrainVaeParams(TrainingParams):
         "kl", description="Autoencoder; kl = a network, trained; linear = computed from the photos; pretrained = that of init, as it is"
     )
     init: str = Field(
-        "", description="VAE to start from: a diffusers folder or models:/NAME@ALIAS, used as it is with steps: 0; empty = new weights"
+        "",
+        description="VAE to start from: a diffusers folder, hf-hub:OWNER/NAME/FOLDER or models:/NAME@ALIAS, used as it is with steps: 0; "
+        "empty = new weights",
     )
+    init_sha256: str = Field("", description="Hash that the VAE of init must have: content.init in data/vae/index.json; empty = any")
     model: VaeModel = group(VaeModel, "Network of kind: kl with new weights; ignored with init")
     linear: LinearModel = group(LinearModel, "Principal components of patches, for kind: linear; ignored otherwise")
     likelihood: choices.Likelihood = Field("gaussian", description="Likelihood of a pixel given its latents")

@@ -1,9 +1,11 @@
-"""Find a model in a folder or in the MLflow registry, to draw with it or to train from it."""
+"""Find a model in a folder, in the MLflow registry or on the Hugging Face hub, to draw with it or to train from it."""
 
 from pathlib import Path
 
 import torch
 
+from darkroom.hub import PREFIX, download_folder
+from darkroom.models.autoencoder import STORED_AS
 from darkroom.sampling.text_to_image import TextToImage
 from darkroom.tracking.registry import registered_folder, registered_version
 
@@ -43,13 +45,16 @@ def initial_part(source: str, part: str) -> tuple[str, str]:
         source: train_vae.init, train_unet.init or train_clip.pretrained.
 
     Returns:
-        `source` and "" unless it names a registered version; then the folder of the part, and `models:/NAME/VERSION`, because an alias
-        such as `champion` moves.
+        `source` and "", unless it names a registered version or a VAE on the hub. Then the folder of the part, and what it is called:
+        `models:/NAME/VERSION` or `hf-hub:OWNER/NAME/FOLDER@COMMIT`, because an alias such as `champion` and a branch such as `main` move.
 
     Raises:
-        ValueError: the registry has no such version.
+        ValueError: the registry has no such version; the VAE cannot be downloaded, or is none.
     """
-    if not source.startswith(REGISTERED):
-        return source, ""
-    folder, version = find_model(source)
-    return str(folder / part), version
+    if source.startswith(REGISTERED):
+        folder, version = find_model(source)
+        return str(folder / part), version
+    if part == "vae" and source.startswith(PREFIX):  # open_clip downloads CLIP by itself
+        folder, version = download_folder(source, STORED_AS)
+        return str(folder), version
+    return source, ""

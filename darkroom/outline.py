@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from darkroom.config import TrainClipParams, TrainUnetParams, TrainVaeParams
+from darkroom.hub import PREFIX
 from darkroom.models.autoencoder import Autoencoder, AutoencoderConfig, load_autoencoder
 from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.models.clip import ClipTowers
@@ -24,7 +25,7 @@ from darkroom.models.unet import UNet2DConditionModel, UNetConfig
 from darkroom.models.weights import CONFIG_FILE, empty, read_json
 from darkroom.provenance import INDEX, check_made_with
 
-REMOTE = ("models:/", "hf-hub:")  # in the registry or on the hub: not a folder yet
+REMOTE = ("models:/", PREFIX)  # in the registry or on the hub: not a folder yet
 
 
 @dataclass

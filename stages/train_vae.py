@@ -1,8 +1,8 @@
 """train_vae: the autoencoder between images and latents, trained by the evidence lower bound.
 
 Reads data/shards. Writes data/vae in diffusers' layout (config.json with the measured scale and shift of the latents,
-diffusion_pytorch_model.safetensors), likelihood.json, metrics.json, curves/ and reconstructions.png. `init:` starts from such a folder;
-`steps: 0` uses it as it is.
+diffusion_pytorch_model.safetensors), likelihood.json, metrics.json, curves/ and reconstructions.png. `init:` starts from such a folder,
+which may be on the hub or in the registry; `steps: 0` uses it as it is.
 """
 
 from dataclasses import replace
@@ -22,7 +22,7 @@ from darkroom.open_model import initial_part
 from darkroom.previews import reconstruction_grid
 from darkroom.provenance import write_json
 from darkroom.stage import Contract, Stage
-from darkroom.training.initial_models import initial_vae
+from darkroom.training.initial_models import check_hash, initial_vae
 from darkroom.training.loop import train
 from darkroom.training.vae_task import VaeTask, fit_linear, measure_latents
 
@@ -35,6 +35,7 @@ def run(stage: Stage[TrainVaeParams]) -> None:
     if isinstance(vae, LinearAutoencoder) and not params.init:
         params = params.model_copy(update={"decoder_scale": fit_linear(vae, photos)})
     init = vae.fingerprint() if params.init else ""
+    check_hash(init, stage.params)
 
     def preview(device: torch.device) -> np.ndarray:
         return reconstruction_grid(vae, held_out, num=params.num_pictures, batch_size=params.micro_batch, device=device)

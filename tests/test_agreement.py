@@ -53,6 +53,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"train_vae": {**LINEAR, "init": "m/vae"}}, "is computed from the photos, but `train_vae.init` is m/vae: empty it, or set kind: pret"),
     ({"train_vae": {**LINEAR, "likelihood": "laplace"}}, "has a gaussian likelihood of its own scale: set train_vae.likelihood: gaussian"),
     ({"train_vae": {"kind": "pretrained", "steps": 0}}, "but `train_vae.init` is empty: name the folder of an autoencoder"),
+    (
+        {"train_vae": {"init": "hf-hub:some-vae"}},
+        "`train_vae.init` is hf-hub:some-vae, which names nothing on the Hugging Face hub: write hf-hub:OWNER/NAME, with /FOLDER and",
+    ),
+    ({"train_vae": {"init_sha256": "0" * 64}}, "`train_vae.init_sha256` is set, but `train_vae.init` is empty: name the autoencoder that"),
+    (
+        {"train_vae": {"init": "m/vae", "init_sha256": "a1b2"}},
+        "`train_vae.init_sha256` is a1b2, but a hash has 64 digits of 0-9 and a-f: take content.init in data/vae/index.json",
+    ),
     ({"train_vae": {"linear": {"patch_size": 2}}}, "linear.latent_channels is 48, but a patch of 2 px has 12 values: lower it"),
     ({"train_vae": {"steps": 0}}, "train_vae.steps is 0 and train_vae.init is empty: name the folder of a VAE"),
     (

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -277,10 +278,20 @@ def test_a_text_encoder_without_image_encoder_has_no_row_of_its_own(imported: di
     assert sorted(networks(sections(**imported))) == ["train_unet", "train_vae"]
 
 
-def test_a_model_that_is_fetched_later_is_not_estimated(tmp_path: Path) -> None:
-    given = sections(train_clip={"mode": "pretrained", "pretrained": "hf-hub:laion/some-clip"})
-    assert not_here(given) == ["hf-hub:laion/some-clip"]
-    assert plan_lines(given, tmp_path) == ["Nothing is estimated: hf-hub:laion/some-clip is fetched when its stage starts."]
+@pytest.mark.parametrize(
+    ("source", "changes"),
+    [
+        ("hf-hub:laion/some-clip", {"train_clip": {"mode": "pretrained", "pretrained": "hf-hub:laion/some-clip"}}),
+        ("hf-hub:some/vae@v1", {"train_vae": {"kind": "pretrained", "steps": 0, "init": "hf-hub:some/vae@v1"}}),
+    ],
+)
+def test_a_model_that_is_fetched_later_is_not_estimated(
+    source: str, changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+    given = sections(**changes)
+    assert not_here(given) == [source]
+    assert plan_lines(given, tmp_path) == [f"Nothing is estimated: {source} is fetched when its stage starts."]
 
 
 def test_photos_are_counted_and_one_is_timed(tmp_path: Path) -> None:

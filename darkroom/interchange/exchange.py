@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.choices import ExportFormat
+from darkroom.hub import is_hub_id
 from darkroom.interchange.foreign_weights import SUFFIXES
-from darkroom.interchange.pipeline_folder import PipelineFolder, fetch_pipeline, is_hub_id, write_pipeline
+from darkroom.interchange.pipeline_folder import PipelineFolder, fetch_pipeline, write_pipeline
 from darkroom.interchange.single_file import SingleFile, write_single_file
 from darkroom.models.unet import UNetConfig
 from darkroom.models.weights import save_model

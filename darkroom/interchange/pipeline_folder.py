@@ -3,7 +3,6 @@
 Read from a folder or from the Hugging Face hub, and written for `StableDiffusionPipeline.from_pretrained`.
 """
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from darkroom import __version__
 from darkroom.diffusion.diffusion_config import DiffusionConfig
+from darkroom.hub import download
 from darkroom.interchange.foreign_weights import read_foreign_weights
 from darkroom.interchange.model_card import Card
 from darkroom.interchange.scheduler import read_scheduler, scheduler_config
@@ -43,7 +43,6 @@ COMPONENTS = {
     "feature_extractor": [None, None],
     "image_encoder": [None, None],
 }
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CONFIGS = ("model_index.json", "scheduler/*.json", "tokenizer/*", "text_encoder/config.json", "unet/config.json", "vae/config.json")
 
 
@@ -105,35 +104,20 @@ class PipelineFolder:
         raise ValueError(f"{folder} has no weights; expected one of {', '.join(names)}.")
 
 
-def is_hub_id(source: str) -> bool:
-    return HUB_ID.fullmatch(source) is not None
-
-
 def fetch_pipeline(hub_id: str) -> Path:
     """The pipeline folder in huggingface_hub's cache, downloaded if it is not there yet.
 
     For each part only the preferred weights; half precision or pickles are downloaded only if there is nothing better.
 
     Raises:
-        ValueError: the hub does not have the model, refuses access, or cannot be reached.
+        ValueError: as `download`.
     """
-    folder = _snapshot(hub_id, [*CONFIGS, *(f"{part}/{weights_files(part)[0]}" for part in STEMS)])
+    folder = download(hub_id, [*CONFIGS, *(f"{part}/{weights_files(part)[0]}" for part in STEMS)])
     for rank in range(1, max(len(weights_files(part)) for part in STEMS)):
         missing = [part for part in STEMS if not any((folder / part / name).is_file() for name in weights_files(part))]
         if patterns := [f"{part}/{weights_files(part)[rank]}" for part in missing if rank < len(weights_files(part))]:
-            folder = _snapshot(hub_id, patterns)
+            folder = download(hub_id, patterns)
     return folder
-
-
-def _snapshot(hub_id: str, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{hub_id} is not a local path, and could not be downloaded from the Hugging Face hub: {reason}") from error
 
 
 def write_pipeline(model: ModelFolder, folder: Path) -> None:

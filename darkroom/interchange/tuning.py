@@ -43,7 +43,7 @@ def carried_over(model: Path, name: str) -> dict[str, Any]:
     changes: dict[str, Any] = {
         "ingest": {"side": unet.sample_size * vae.stride},
         "train_clip": {"mode": "pretrained", "pretrained": f"{name}/clip", "text_layer": "source", "pad_token": "source"},
-        "train_vae": {"kind": kind, "init": f"{name}/vae", "steps": 0, **_likelihood(model / "vae" / LIKELIHOOD_FILE)},
+        "train_vae": {"kind": kind, "init": f"{name}/vae", "init_sha256": "", "steps": 0, **_likelihood(model / "vae" / LIKELIHOOD_FILE)},
         "train_unet": {"init": f"{name}/unet", **_diffusion(diffusion)},
         "evaluate": {"sampling": {key: diffusion.defaults[key] for key in ("spacing", "guidance_scale")}},  # the rest changes the cost
     }

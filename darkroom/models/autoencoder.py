@@ -11,7 +11,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from darkroom.models.weights import CONFIG_FILE, ModelConfig, StoredModel, load_model, read_json
+from darkroom.models.weights import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, StoredModel, load_model, read_json
+
+# names of the files that `load_autoencoder` reads, as patterns: those of diffusers, or the two of a tiny autoencoder
+STORED_AS = ((CONFIG_FILE, WEIGHTS_FILE), ("*encoder*.safetensors", "*decoder*.safetensors"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,6 +43,23 @@ def initial_vae(params: TrainVaeParams, *, size: int) -> Autoencoder:
     return vae
 
 
+def check_hash(vae: str, params: TrainVaeParams) -> None:
+    """Refuse a VAE of `init` that is not the one that `init_sha256` says.
+
+    Args:
+        vae: its fingerprint.
+
+    Raises:
+        ValueError: the two differ.
+    """
+    if params.init_sha256 not in ("", vae):
+        raise ValueError(
+            f"The VAE of `train_vae.init` ({params.init}) has the hash {vae}, but `train_vae.init_sha256` is {params.init_sha256}: its "
+            "weights or its configuration are others (it is not the hash of a file). Get the right one, or, if you want this one, set "
+            f"train_vae.init_sha256: {vae}"
+        )
+
+
 def initial_unet(params: TrainUnetParams, latents: LatentShards) -> UNet2DConditionModel:
     """The U-Net of `init`, or a new one, for these latents and token embeddings.
 

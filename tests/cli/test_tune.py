@@ -168,6 +168,12 @@ def test_a_model_that_does_not_know_its_crops_changes_none(project: Path, capsys
     assert "mine does not say how its photos were cropped; ingest.crop stays subject.\n" in capsys.readouterr().out
 
 
+def test_the_hash_of_another_autoencoder_is_forgotten(project: Path) -> None:
+    write_params(Path("params.yaml"), train_vae={"init": "other/vae", "init_sha256": "0" * 64})
+    main(["tune", "--from", "data"])
+    assert read_yaml(Path("params.yaml"))["train_vae"]["init_sha256"] == ""
+
+
 def test_choices_for_the_text_encoder_go_back_to_those_of_the_model(project: Path) -> None:
     write_params(Path("params.yaml"), train_clip={"text_layer": "penultimate", "pad_token": "zero"})
     main(["tune", "--from", "data"])

@@ -19,7 +19,7 @@ from tests.interchange.conftest import Imported
 def test_a_hub_name_is_downloaded_and_imported(sd1: Imported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, Any]] = []
 
-    def download(repo_id: str, *, allow_patterns: list[str]) -> str:
+    def download(repo_id: str, *, allow_patterns: list[str], **_: Any) -> str:
         asked.append((repo_id, allow_patterns))
         return str(sd1.source)
 
@@ -37,7 +37,7 @@ class Hub:
         self.cache = cache
         self.calls = 0
 
-    def download(self, repo_id: str, *, allow_patterns: list[str]) -> str:
+    def download(self, repo_id: str, *, allow_patterns: list[str], **_: Any) -> str:
         self.calls += 1
         theirs = [str(path.relative_to(self.files)) for path in self.files.rglob("*") if path.is_file()]
         for name in filter_repo_objects(theirs, allow_patterns=allow_patterns):
