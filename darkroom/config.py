@@ -22,6 +22,7 @@ from darkroom.param_groups import (
     PerceptualParams,
     Positive,
     PositiveInt,
+    RecognisedParams,
     ReconstructionGate,
     SamplerParams,
     ScheduleParams,
@@ -255,12 +256,6 @@ class TrainUnetParams(TrainingParams):
                 "image; take v_prediction, sample or flow"
             )
         return self
-
-
-class RecognisedParams(Section):
-    classes: list[int | str] = Field(
-        [], description="Classes of the subject: ImageNet's names or numbers, e.g. [tabby, 285]; [] = found from the training photos"
-    )
 
 
 class EvaluateParams(Section):

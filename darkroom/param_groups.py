@@ -62,6 +62,12 @@ class LinearModel(Section):
         return self
 
 
+class RecognisedParams(Section):
+    classes: list[int | str] = Field(
+        [], description="Classes of the subject: ImageNet's names or numbers, e.g. [tabby, 285]; [] = found from the training photos"
+    )
+
+
 class ReconstructionGate(Section):
     min_psnr: Positive | None = Field(22.0, description="Required PSNR, dB")
     min_ssim: float | None = Field(0.75, ge=-1, le=1, description="Required SSIM; 1 = equal images")
