@@ -294,5 +294,6 @@ def test_cats_are_found_to_be_cats_and_blur_and_noise_lose_them(tmp_path, shared
     assert full > 0.45
     assert full > photos + 0.1
     assert photos > decoded + 0.05
-    assert samples == found.metrics["recognised_chance"] == 0
+    assert samples == 0
+    assert found.metrics["recognised_chance"] < decoded
     assert "It calls the subject Egyptian cat" in found.funnel.sentence
