@@ -19,9 +19,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from darkroom.data.doctor import list_files
 from darkroom.params_file import checked, defaults, merged, read_preset, read_yaml
 from darkroom.params_text import params_text
 from darkroom.provenance import hash_json
+from darkroom.source_code import code_identity
 
 STAGES = ("ingest", "train_clip", "train_vae", "cache_latents", "train_unet", "evaluate")
 METRICS = (  # of evaluate
@@ -52,15 +54,15 @@ def runs(plan: Mapping[str, Any]) -> Iterator[Run]:
 
 
 def folders(run: Run, photos: Path, work: Path) -> dict[str, Path]:
-    """The folder of each stage; two runs share those whose parameters, and those of all stages before them, are equal.
+    """The folder of each stage; two runs share those whose photos, code and parameters, and those of all stages before them, are equal.
 
     Raises:
         ValueError: an unknown parameter, or a value that it cannot have.
     """
     params = checked(merged(defaults(), run.changes), work)
-    key, found = str(photos.resolve()), {}
+    key, found = hash_json([[str(path), (photos / path).stat().st_size] for path in list_files(photos)]), {}
     for stage in STAGES:
-        key = hash_json([key, params[stage].model_dump()])
+        key = hash_json([key, params[stage].model_dump(), code_identity(stage)])
         found[stage] = work / f"{stage}-{key[:12]}"
     return found
 
@@ -72,8 +74,8 @@ def measure(run: Run, photos: Path, work: Path) -> dict[str, Any]:
         ValueError: a wrong parameter.
         CalledProcessError: a stage failed.
     """
-    before = photos.resolve()
-    for stage, folder in folders(run, photos, work).items():
+    before, found = photos, folders(run, photos, work)
+    for stage, folder in found.items():
         if not (folder / "seconds.txt").is_file():
             shutil.rmtree(folder, ignore_errors=True)
             _start(folder, before, photos=photos)
@@ -81,7 +83,7 @@ def measure(run: Run, photos: Path, work: Path) -> dict[str, Any]:
             print(f"{run.variant}, seed {run.seed}: {stage}", flush=True)
             (folder / "seconds.txt").write_text(f"{_run(stage, folder):.1f}")
         before = folder
-    return row(run, folders(run, photos, work))
+    return row(run, found)
 
 
 def _start(folder: Path, before: Path, *, photos: Path) -> None:

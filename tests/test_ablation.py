@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from benchmarks import ablation
 from darkroom.demo.toy_cats import draw_toy_cats
 from darkroom.params_file import merged
+from darkroom.source_code import code_identity
 from tests.tiny_run import CHANGES, STAGES
 
 VARIANTS = {
@@ -36,6 +37,19 @@ def test_variants_share_the_stages_before_their_first_change(plan: Path, tmp_pat
     for other in (found["adamw", 0], found["base", 1]):
         assert [stage for stage in ablation.STAGES if other[stage] != base[stage]] == ["train_unet", "evaluate"]
     assert not set(base.values()) & set(found["larger", 0].values())
+
+
+def test_other_photos_and_other_code_are_measured_anew(plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos").mkdir()
+    run = next(ablation.runs(ablation.read_yaml(plan)))
+    before = ablation.folders(run, tmp_path / "photos", tmp_path)
+    assert ablation.folders(run, tmp_path / "photos", tmp_path) == before
+    (tmp_path / "photos" / "new.jpg").write_bytes(b"1")
+    with_photo = ablation.folders(run, tmp_path / "photos", tmp_path)
+    assert not set(before.values()) & set(with_photo.values())
+    monkeypatch.setattr(ablation, "code_identity", lambda stage: {"train_unet": "new"}.get(stage, code_identity(stage)))
+    changed = ablation.folders(run, tmp_path / "photos", tmp_path)
+    assert [stage for stage in ablation.STAGES if changed[stage] != with_photo[stage]] == ["train_unet", "evaluate"]
 
 
 def test_each_variant_has_a_row_and_a_second_start_measures_only_what_is_missing(
