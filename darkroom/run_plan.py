@@ -126,10 +126,8 @@ def costs(sections: Mapping[str, Any], parts: Mapping[str, Part], machine: Machi
     looks = (num_photos + evaluate.num_samples + LOOKS * held_out) * look
     workers = ingest.num_workers or num_cores()
     searched = (num_photos + LOOKS_FOR_WORDS) * CLASSIFIER_FLOP[SHIPPED_SIDE] * LOOK_AREA if ingest.crop == "subject" else 0.0
-    seconds = (
-        machine.start + num_photos * photo_seconds / workers + searched / machine.speed["train_unet"]
-    )  # a linear autoencoder is too small to measure by
-    found = [Cost("ingest", seconds, flop=searched)]
+    search_seconds = searched / machine.speed["train_unet"]  # a linear autoencoder is too small to measure by
+    found = [Cost("ingest", machine.start + num_photos * photo_seconds / workers + search_seconds, flop=searched)]
     compared = COMPARISON_FLOP * ingest.side**2
     of_vae, of_unet = (params.steps * params.batch_size * bool(params.perceptual.weight) for params in (sections["train_vae"], unet))
     for stage, extra in (
